@@ -1,0 +1,75 @@
+"""Files that survive, and errors in one line.
+
+Everything this project writes goes to a temporary name beside the final one and is renamed when it is complete, so
+a killed run leaves the old file or the new one, never half of one. Everything it reads may be missing, cut short or
+from another model; what is expected to go wrong raises `UserError`, which a command turns into one line and exit 2.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from model import ModelConfig, Transformer
+
+
+class UserError(Exception):
+    """Something the user can mend. Its text is one line: what is wrong, and what to do."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that says what is wrong in one line instead of the whole usage."""
+
+    def error(self, message):
+        raise UserError(f"{message} (see --help)")
+
+
+def run_command(main):
+    """Calls main(); a UserError becomes one line on stderr and exit status 2, Ctrl-C exits with 130."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def write_safely(path, write):
+    """Calls write(temporary_path), then renames the result to `path`."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error}") from error
+
+
+def save_checkpoint(path, checkpoint):
+    write_safely(path, lambda temporary: torch.save(checkpoint, temporary))
+
+
+def load_checkpoint(path):
+    """The dict that train.py saved, on the CPU. Tensors and plain values only: no code in it is ever run."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"there is no {path}: make it with `python train.py {path.stem}`")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever a damaged file makes torch raise
+        raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__}): make it again") from error
+
+
+def load_model(path, device="cpu"):
+    """The trained network in a checkpoint (its EMA where it has one), ready to use, and its tokenizer."""
+    from data.tokenizer import Tokenizer
+
+    checkpoint = load_checkpoint(path)
+    model = Transformer(ModelConfig(**checkpoint["config"]))
+    model.load_state_dict(checkpoint["ema"] or checkpoint["model"])
+    return model.to(device).eval(), Tokenizer(checkpoint["tokenizer"])

@@ -1,0 +1,100 @@
+"""Text to token ids and back: characters, or byte pairs learned here.
+
+`char`: every frequent character is a token; rare ones become U+FFFD, the replacement character.
+`bpe`:  byte-level byte-pair encoding (Sennrich et al., 2016; the byte-level form is GPT-2's). Start with the 256
+        bytes; again and again join the most frequent pair of neighbours into a new token. Learning is done here, in
+        Python, once; encoding is tiktoken's, which is fast.
+
+    learn_bpe("aaabdaaabac", 258): the commonest pair is (a, a) -> token 256; then (aa, a) or (a, b) -> token 257.
+
+A tokenizer is described by a plain dict, stored in meta.json and in every checkpoint.
+"""
+
+import base64
+import re
+from collections import Counter, defaultdict
+
+RARE = "\ufffd"
+PATTERN = r"[A-Za-z]+| [A-Za-z]+|[0-9]+| [0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s"  # pairs never cross these pieces
+
+
+def learn_char(text, min_count=20):
+    """A char tokenizer's description, and how many characters of `text` it replaces."""
+    counts = Counter(text)
+    kept = sorted(c for c, n in counts.items() if n >= min_count and c != RARE)
+    replaced = sum(counts.values()) - sum(counts[c] for c in kept)
+    return {"kind": "char", "characters": kept + [RARE]}, replaced
+
+
+def learn_bpe(text, vocab_size):
+    """A byte-pair tokenizer's description: 256 bytes and vocab_size - 256 joined pairs, most frequent first.
+
+    Works on distinct words with their counts, and after a merge recounts only the words that hold the pair.
+    """
+    word_counts = Counter(re.findall(PATTERN, text))
+    words = [([bytes([b]) for b in word.encode()], n) for word, n in word_counts.items()]
+    pair_counts, pair_words = Counter(), defaultdict(set)
+    for i, (parts, n) in enumerate(words):
+        for pair in zip(parts, parts[1:]):
+            pair_counts[pair] += n
+            pair_words[pair].add(i)
+    tokens = [bytes([b]) for b in range(256)]
+    known = set(tokens)
+    while len(tokens) < vocab_size and pair_counts:
+        best = max(pair_counts, key=lambda pair: (pair_counts[pair], pair))  # ties by bytes: the same on every machine
+        if pair_counts[best] < 2:
+            break
+        joined = best[0] + best[1]
+        if joined not in known:  # two pairs can spell the same bytes
+            known.add(joined)
+            tokens.append(joined)
+        for i in pair_words.pop(best):
+            parts, n = words[i]
+            for pair in zip(parts, parts[1:]):
+                pair_counts[pair] -= n
+            merged = []
+            for part in parts:
+                if merged and (merged[-1], part) == best:
+                    merged[-1] = joined
+                else:
+                    merged.append(part)
+            words[i] = (merged, n)
+            for pair in zip(merged, merged[1:]):
+                pair_counts[pair] += n
+                pair_words[pair].add(i)
+        del pair_counts[best]
+    return {"kind": "bpe", "tokens": [base64.b64encode(token).decode() for token in tokens]}
+
+
+class Tokenizer:
+    """encode(text) -> list of ids, decode(ids) -> text, vocab_size; made from a description."""
+
+    def __init__(self, description):
+        self.description = description
+        if description["kind"] == "char":
+            self.characters = description["characters"]
+            self.ids = {c: i for i, c in enumerate(self.characters)}
+            self.vocab_size = len(self.characters)
+        else:
+            import tiktoken
+
+            ranks = {base64.b64decode(token): i for i, token in enumerate(description["tokens"])}
+            self.bpe = tiktoken.Encoding("bpe", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+            self.vocab_size = len(ranks)
+
+    def encode(self, text):
+        if self.description["kind"] == "char":
+            rare = self.ids[RARE]
+            return [self.ids.get(c, rare) for c in text]
+        return self.bpe.encode_ordinary(text)
+
+    def decode(self, ids):
+        if self.description["kind"] == "char":
+            return "".join(self.characters[i] for i in ids)
+        return self.bpe.decode(list(ids))  # bytes that are not UTF-8 become U+FFFD
+
+    def unknown(self, text):
+        """The characters of `text` that this tokenizer cannot write, in order; byte pairs can write any."""
+        if self.description["kind"] == "char":
+            return list(dict.fromkeys(c for c in text if c not in self.ids or c == RARE))
+        return []

@@ -1,0 +1,104 @@
+"""The shortcut teacher: what FS-DFM's student learns from.
+
+FS-DFM's third idea: a student that takes one step of size h should land where a teacher lands with two steps of h / 2.
+The teacher is the student itself, smoothed over time (an EMA of its weights), so accuracy climbs from the finest
+step, which learns from real text, to the coarsest, each size learning from the half below it.
+
+A Runge-Kutta rule of order 4 asks the teacher four times, jumping by the cumulative scalar in between:
+
+    l1 at (x_t, t)              x_a = jump(x_t, l1) to t + h/2
+    l2 at (x_a, t + h/2)        x_b = jump(x_a, l2) to t + h
+    l3 at (x_b, t + h/2)        x_c = jump(x_b, l3) to t + h
+    l4 at (x_c, t + h)          target = (l1 + 2 l2 + 2 l3 + l4) / 6
+
+Source: FS-DFM (arXiv 2509.20624), sections on the shortcut teacher. Read next: train.py.
+"""
+
+import torch
+
+from flow import generalized_kl, jump, sample_path, text_logits
+
+FINEST = 1024  # the finest step is 1/1024: it has no teacher but real text
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the teacher's target
+
+
+def carry(logits, previous, x_t, config):
+    """Under the mask source, a token that a jump has just shown has no prediction of its own any more (nothing trains
+    the network's output there): keep the last one made while it was masked. Under the uniform source, all are kept."""
+    logits = text_logits(logits, config)
+    if config.source == "mask":
+        return torch.where((x_t == config.mask_id)[..., None], logits, previous)
+    return logits
+
+
+@torch.no_grad()
+def rk4_target(teacher, x_t, t, h):
+    """Runge-Kutta-4 over two half steps: (B, L, V) float32 logits for the student at (x_t, t, h). 4 network calls."""
+    half, middle, config = h / 2, t + h / 2, teacher.config
+    l1 = text_logits(teacher(x_t, t, half), config)
+    x_a = jump(x_t, l1, t, half, config)
+    l2 = carry(teacher(x_a, middle, half), l1, x_a, config)
+    x_b = jump(x_a, l2, middle, half, config)
+    l3 = carry(teacher(x_b, middle, half), l2, x_b, config)
+    x_c = jump(x_b, l3, middle, half, config)
+    l4 = carry(teacher(x_c, t + h, half), l3, x_c, config)
+    return l1.add_(l2, alpha=2).add_(l3, alpha=2).add_(l4).div_(6)
+
+
+@torch.no_grad()
+def heun_target(teacher, x_t, t, h):
+    """Heun's rule (Runge-Kutta-2), half the cost: the mean of the logits at the start and after a half step."""
+    half, middle, config = h / 2, t + h / 2, teacher.config
+    l1 = text_logits(teacher(x_t, t, half), config)
+    x_a = jump(x_t, l1, t, half, config)
+    l2 = carry(teacher(x_a, middle, half), l1, x_a, config)
+    return l1.add_(l2).div_(2)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the student's loss
+
+
+def sample_step_sizes(batch_size, weights):
+    """(B,) step sizes from 1, 1/2, ..., 1/1024 in proportion to `weights`, largest first, so that those which need a
+    teacher come before those which do not. One shared random offset, as for times: the proportions hardly vary."""
+    weights = torch.tensor(weights, dtype=torch.float64)  # (11,)
+    points = (torch.arange(batch_size) + torch.rand(())) / batch_size  # (B,)
+    index = torch.searchsorted(weights.cumsum(0) / weights.sum(), points.double()).clamp(max=len(weights) - 1)
+    return 0.5**index.float()
+
+
+def forward_kl(teacher_logits, student_logits):
+    """KL(teacher || student) per token, (B, L) nats, for two (B, L, V) float32 logits."""
+    log_p_teacher = teacher_logits.log_softmax(-1)
+    return (log_p_teacher.exp() * (log_p_teacher - student_logits.log_softmax(-1))).sum(-1)
+
+
+def distillation_loss(student, teacher, x_1, weights, target=rk4_target):
+    """Mean loss of a batch of text x_1 (B, L), in nats per token: KL to the shortcut teacher where the step is
+    large, generalised KL to the text where it is the finest, which needs no teacher and runs none."""
+    config, device = student.config, x_1.device
+    h = sample_step_sizes(len(x_1), weights)  # drawn on the CPU, so that the split below needs no sync
+    n_taught = int((h > 1 / FINEST).sum())
+    last = FINEST * (1 - h)  # t is uniform on the grid of 1/1024 with t + h <= 1
+    t = (torch.rand(len(h)) * (last + 1)).floor() / FINEST
+    t, h = t.to(device), h.to(device)
+    x_t = sample_path(x_1, t, config)
+    logits = student(x_t, t, h)
+    loss = generalized_kl(logits[n_taught:], x_1[n_taught:], x_t[n_taught:], t[n_taught:], config).sum()
+    if n_taught:
+        target_logits = target(teacher, x_t[:n_taught], t[:n_taught], h[:n_taught])
+        kl = forward_kl(target_logits, text_logits(logits[:n_taught], config))  # (n_taught, L)
+        if config.source == "mask":
+            kl = torch.where(x_t[:n_taught] == config.mask_id, kl, 0)
+        loss = loss + kl.sum()
+    return loss / x_1.numel()
+
+
+@torch.no_grad()
+def update_ema(ema, model, decay):
+    """ema <- decay * ema + (1 - decay) * model, over all weights."""
+    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)

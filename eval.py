@@ -1,0 +1,194 @@
+"""Measuring: how good is the text, how varied, how fast, at every number of steps?
+
+    python eval.py                        both models at 1, 2, 4, ..., 1,024 steps -> out/eval.json, and a table
+    python eval.py --steps 1 8 64
+
+Perplexity  exp of the judge's mean negative log likelihood (nats) of the next token, taken per sample and then averaged
+            over samples, the paper's convention; `corpus` is exp of the mean over all tokens of all samples.
+Entropy     Shannon entropy, in bits, of a sample's own histogram of tokens. Perplexity alone can be had for nothing:
+            a lower temperature, or one word repeated, lowers both. Always read the two together.
+Distinct    share of a sample's 4-grams that are different: falls when the text repeats itself.
+
+Each with its standard error over samples, s / sqrt(n). The same numbers for held-out real text say what is natural.
+Source: FS-DFM (arXiv 2509.20624), whose judge is GPT-2 Large; ours is train.py's. Read next: plot.py.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import platform
+import textwrap
+import time
+from itertools import zip_longest
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from checkpoint import Parser, UserError, load_model, run_command, write_safely
+from data.dataset import Dataset
+from flow import generate, sample_source
+from model import autocast, pick_device
+from sample import printable
+
+STEPS = [2**i for i in range(11)]
+SLOW = 512  # from here on a CPU measures fewer samples
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the measures
+
+
+@torch.no_grad()
+def token_nll(judge, x, batch_size=64):
+    """-log p(x[i] | x[:i]) under the causal judge, in nats: (N, L) tokens -> (N, L - 1) float32."""
+    with autocast(x.device):
+        parts = [F.cross_entropy(judge(part)[:, :-1].float().transpose(1, 2), part[:, 1:], reduction="none") for part in x.split(batch_size)]
+    return torch.cat(parts)
+
+
+def token_entropy(x, vocab_size):
+    """(N,) bits: the entropy of each sample's token histogram. Between 0 and log2(L)."""
+    counts = torch.zeros(len(x), vocab_size, device=x.device).scatter_add_(1, x, torch.ones(x.shape, device=x.device))
+    return torch.special.entr(counts / x.shape[1]).sum(-1) / math.log(2)
+
+
+def distinct_ngrams(x, n=4):
+    """(N,) share of each sample's n-grams that are different from one another, in (0, 1]."""
+    grams = x.unfold(1, n, 1)  # (N, L - n + 1, n)
+    return torch.tensor([len(set(map(tuple, row))) / len(row) for row in grams.tolist()])
+
+
+def measure(x, judge):
+    """All measures of samples x (N, L), each with its standard error (0 for a single sample)."""
+    nll = token_nll(judge, x)
+    values = {
+        "perplexity": nll.mean(-1).exp(),
+        "entropy": token_entropy(x, judge.config.vocab_size),
+        "distinct_4grams": distinct_ngrams(x),
+    }
+    row = {"samples": len(x), "corpus_perplexity": nll.mean().exp().item()}
+    for name, value in values.items():
+        row[name] = value.mean().item()
+        row[name + "_error"] = (value.std() / len(x) ** 0.5).item() if len(x) > 1 else 0.0
+    return row
+
+
+def timed_samples(model, num_samples, steps, seed, device):
+    """num_samples texts (N, L) in one batch, and the wall-clock seconds it took."""
+    torch.manual_seed(seed)
+    began = time.perf_counter()
+    with autocast(device):
+        x_1 = generate(model, sample_source((num_samples, model.config.block_size), model.config, device), steps)
+    x_1 = x_1.cpu()  # waits for the device
+    return x_1.to(device), time.perf_counter() - began
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the report
+
+
+def table(report):
+    """The rows as text, a line each."""
+    lines = [f"{'':8}{'steps':>6}{'perplexity':>20}{'corpus':>9}{'entropy, bits':>16}{'distinct 4':>12}{'s/sample':>10}{'samples':>9}"]
+    for row in [report["real"], *report["rows"]]:
+        perplexity = f"{row['perplexity']:.1f} ± {row['perplexity_error']:.1f}"
+        entropy = f"{row['entropy']:.2f} ± {row['entropy_error']:.2f}"
+        seconds = f"{row['seconds_per_sample']:.3f}" if "seconds_per_sample" in row else ""
+        lines.append(f"{row['model']:8}{row.get('steps', ''):>6}{perplexity:>20}{row['corpus_perplexity']:>9.1f}{entropy:>16}"
+                     f"{row['distinct_4grams']:>12.3f}{seconds:>10}{row['samples']:>9}")  # fmt: skip
+    return "\n".join(lines)
+
+
+def side_by_side(pair, width=58):
+    """Two texts in two columns, each under its heading."""
+    columns = []
+    for sample in pair:
+        heading = f"{sample['model']}, {sample['steps']} steps: {sample['seconds']:.2f} s, perplexity {sample['perplexity']:.0f}"
+        lines = [part for line in sample["text"].split("\n") for part in textwrap.wrap(line, width) or [""]]
+        columns.append([heading, "-" * len(heading), *lines])
+    return "\n".join(f"{left:{width}} | {right}".rstrip() for left, right in zip_longest(*columns, fillvalue=""))
+
+
+def fingerprint(paths):
+    """A hash of the files: a report is continued only if the networks are still the same."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def main():
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="pydocs", help="name given to data/prepare.py, for the real text (default: pydocs)")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the checkpoints and of eval.json (default: out)")
+    parser.add_argument("--steps", type=int, nargs="+", default=STEPS, metavar="N", help="numbers of steps (default: 1 2 4 ... 1024)")
+    parser.add_argument("--num-samples", type=int, default=64, help="texts for each model and number of steps (default: 64)")
+    parser.add_argument("--slow-samples", type=int, help=f"texts at {SLOW} steps and more (default: 16 on a CPU, else as many)")
+    parser.add_argument("--seed", type=int, default=1, help="of every random number (default: 1)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
+    arguments = parser.parse_args()
+    for name in ("num_samples", "slow_samples"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(arguments, name)}")
+    if min(arguments.steps) < 1:
+        raise UserError(f"--steps must be at least 1, not {min(arguments.steps)}")
+
+    device = pick_device(arguments.device)
+    slow_samples = arguments.slow_samples or (min(16, arguments.num_samples) if device.type == "cpu" else arguments.num_samples)
+    paths = {name: arguments.out / f"{name}.pt" for name in ("judge", "dfm", "fsdfm")}
+    networks = {name: load_model(path, device) for name, path in paths.items()}
+    judge, tokenizer = networks.pop("judge")
+    dataset = Dataset(arguments.data)
+    for name, (_, other) in [*networks.items(), ("text in data/" + dataset.name, (None, dataset.tokenizer))]:
+        if other.description != tokenizer.description:
+            raise UserError(f"{paths['judge']} judges other tokens than the {name} has: train them on the same --data")
+    length = networks["dfm"][0].config.block_size
+    dataset.must_fill(length)
+
+    # a report of the same networks and seed is continued, row by row
+    report_path = arguments.out / "eval.json"
+    key = {"networks": fingerprint(paths.values()), "seed": arguments.seed, "text": dataset.meta["text_sha256"]}
+    report = json.loads(report_path.read_text()) if report_path.exists() else {}
+    if report.get("key") != key:
+        machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
+        report = {"key": key, "machine": machine, "torch": torch.__version__, "length": length, "rows": []}
+
+    def save():
+        write_safely(report_path, lambda path: path.write_text(json.dumps(report, indent=1)))
+
+    blocks = torch.from_numpy(dataset.val[: len(dataset.val) // length * length].astype("int64")).view(-1, length).to(device)
+    report["real"] = {"model": "real"} | measure(blocks, judge)
+    rows = {(row["model"], row["steps"], row["samples"]): row for row in report["rows"]}
+    jobs = []
+    for model in networks:
+        for steps in arguments.steps:
+            jobs.append((model, steps, slow_samples if steps >= SLOW else arguments.num_samples))
+    bar = tqdm(total=sum(steps * samples for _, steps, samples in jobs), desc="eval", unit="step", unit_scale=True)
+    for model, steps, samples in jobs:
+        if (model, steps, samples) not in rows:
+            x_1, seconds = timed_samples(networks[model][0], samples, steps, arguments.seed, device)
+            row = {"model": model, "steps": steps, "seconds_per_sample": seconds / samples} | measure(x_1, judge)
+            rows[model, steps, samples] = row
+            report["rows"] = [rows[job] for job in jobs if job in rows]
+            save()
+            bar.set_postfix_str(f"{model}, {steps} steps: perplexity {row['perplexity']:.1f}")
+        bar.update(steps * samples)
+    bar.close()
+
+    # one sample of each model, the first of its seed, alone in its batch
+    if "pair" not in report:
+        report["pair"] = []
+        for model, steps in (("dfm", max(arguments.steps)), ("fsdfm", 8)):
+            x_1, seconds = timed_samples(networks[model][0], 1, steps, arguments.seed, device)
+            text = printable(tokenizer.decode(x_1[0].tolist()))
+            perplexity = token_nll(judge, x_1).mean().exp().item()
+            report["pair"].append({"model": model, "steps": steps, "seconds": seconds, "perplexity": perplexity, "text": text})
+        save()
+    print(f"\n{table(report)}\n\n{side_by_side(report['pair'])}")
+
+
+if __name__ == "__main__":
+    run_command(main)

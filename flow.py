@@ -1,0 +1,176 @@
+"""Discrete flow matching: the path from noise to text, the loss, and the few large steps that follow it back.
+
+The path.      Every token of x_t is, independently, the text x_1 with probability kappa(t) and noise x_0 otherwise.
+The model.     p(y) = softmax(logits(x_t, t, h)) guesses x_1 at every place.
+The velocity.  A token at x jumps to y at the rate  kappa'(t) / (1 - kappa(t)) * p(y),  y != x.
+
+A step of size h holds p still and lets the rate act for a time h. Its scale grows without bound as t -> 1, so freezing
+it at t (Euler) moves far too little when h is large. FS-DFM's second idea is to use its *average over the step*,
+
+    g(t, h) = (1/h) * integral_t^{t+h} kappa' / (1 - kappa) ds = (1/h) * ln[(1 - kappa(t)) / (1 - kappa(t + h))]
+
+    P(jump) = 1 - exp(-h g (1 - p(x_t))) = 1 - ((1 - kappa(t + h)) / (1 - kappa(t))) ** (1 - p(x_t))
+
+A worked example: kappa = t, t = 0, h = 1/2, p(x_t) = 0.2. Euler: 1 - exp(-0.5 * 1 * 0.8) = 0.33. Cumulative scalar:
+1 - 0.5 ** 0.8 = 0.43. In the last step, from t = 1/2, Euler gives 0.55 and leaves noise behind; the cumulative scalar 1.
+
+Sources: Gat et al. 2024 (discrete flow matching), Shaul et al. 2025 (generalised KL), FS-DFM (arXiv 2509.20624,
+cumulative scalar). Read next: distill.py.
+"""
+
+import torch
+import torch.nn.functional as F
+
+LAST_TIME = 1 - 1e-3  # training stops here: the loss's weight, kappa' / (1 - kappa), has no limit at t = 1
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the path
+
+
+def kappa(t, exponent=1.0):
+    """The schedule: probability that a token of x_t is text already. t float or tensor in [0, 1]; 0 at 0, 1 at 1."""
+    return t**exponent
+
+
+def sample_source(shape, config, device=None):
+    """x_0, int64 of `shape`: every token uniform over the vocabulary, or all MASK."""
+    if config.source == "mask":
+        return torch.full(shape, config.mask_id, device=device)
+    return torch.randint(config.vocab_size, shape, device=device)
+
+
+def sample_path(x_1, t, config):
+    """x_t (B, L) for text x_1 (B, L) at times t (B,): each token is text with probability kappa(t), else noise."""
+    is_text = torch.rand(x_1.shape, device=x_1.device) < kappa(t, config.exponent)[:, None]  # (B, L)
+    return torch.where(is_text, x_1, sample_source(x_1.shape, config, x_1.device))
+
+
+def sample_times(batch_size, device=None):
+    """(B,) times spread evenly over [0, 1) with one shared random offset: uniform, and far less noisy than B draws."""
+    offset = torch.rand((), device=device)
+    return (torch.arange(batch_size, device=device) / batch_size + offset) % 1 * LAST_TIME
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the loss
+
+
+def rate(t, exponent=1.0):
+    """kappa'(t) / (1 - kappa(t)), the velocity's scale; infinite at t = 1."""
+    return exponent * t ** (exponent - 1) / (1 - kappa(t, exponent))
+
+
+def text_logits(logits, config):
+    """The float32 logits of the V tokens that text is made of: MASK is never text. (B, L, n_tokens) -> (B, L, V)."""
+    return logits[..., : config.vocab_size].float()
+
+
+def generalized_kl(logits, x_1, x_t, t, config):
+    """The training loss of DFM, per token: (B, L) nats. An upper bound on -log likelihood when integrated over t.
+
+        kappa' / (1 - kappa) * ( [x_t = x_1] - p(x_t) - [x_t != x_1] log p(x_1) )              (Shaul et al. 2025)
+
+    Under the mask source a shown token is known to be right, p(x_t) = 1 ("carry over"): its loss is 0, and what
+    remains is the weighted cross entropy of the masked tokens. logits (B, L, n_tokens), x_1 and x_t (B, L), t (B,).
+    """
+    if config.source == "mask":
+        hidden = x_t == config.mask_id  # (B, L)
+        log_p = -F.cross_entropy(text_logits(logits, config).flatten(0, 1), x_1.flatten(), reduction="none")
+        return rate(t, config.exponent)[:, None] * torch.where(hidden, -log_p.view(x_1.shape), 0)
+    log_p = text_logits(logits, config).log_softmax(-1)  # (B, L, V)
+    log_p_text, log_p_stay = log_p.gather(-1, torch.stack([x_1, x_t], dim=-1)).unbind(-1)  # (B, L) each
+    p_stay = log_p_stay.exp()
+    return rate(t, config.exponent)[:, None] * torch.where(x_t == x_1, 1 - p_stay, -p_stay - log_p_text)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# one step
+
+
+def survival(t, h, exponent=1.0):
+    """exp(-h g(t, h)) = (1 - kappa(t + h)) / (1 - kappa(t)): chance that a token which the model calls noise,
+    p(x_t) = 0, is still there after a step of size h. In [0, 1]; 0 when the step ends at t + h = 1."""
+    return (1 - kappa(t + h, exponent)) / (1 - kappa(t, exponent))
+
+
+def cumulative_scalar(t, h, exponent=1.0):
+    """g(t, h): the velocity's scale averaged over [t, t + h]. Tensors; infinite when t + h = 1 (FS-DFM)."""
+    return -survival(t, h, exponent).log() / h
+
+
+def jump_probability(p_stay, t, h, exponent=1.0):
+    """P(jump) of the cumulative scalar update, in [0, 1]. p_stay = p(x_t) (B, L); t and h broadcast against it."""
+    return 1 - survival(t, h, exponent) ** (1 - p_stay).clamp(min=0)
+
+
+def euler_probability(p_stay, t, h, exponent=1.0):
+    """P(jump) of the plain Euler step, whose scale is frozen at t: the baseline of the cumulative scalar."""
+    return 1 - torch.exp(-h * rate(t, exponent) * (1 - p_stay))
+
+
+def categorical(probs):
+    """One draw per row of (N, V) weights that need not sum to 1. Returns (N,) int64.
+
+    Inverse cumulative sum: one uniform number a row instead of V, and in float64, since a tail that rounding cuts off
+    lowers the temperature in secret. A weight of zero is never drawn.
+    """
+    cumulative = probs.double().cumsum(-1)  # (N, V)
+    target = torch.rand(len(probs), 1, dtype=torch.float64, device=probs.device) * cumulative[:, -1:]
+    drawn = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    return drawn.clamp(max=probs.shape[-1] - 1)
+
+
+def jump(x_t, logits, t, h, config, probability=jump_probability):
+    """One step: x_t at time t -> (B, L) tokens at time t + h.
+
+    A token leaves x_t with probability P(jump), for y drawn from p restricted to y != x_t. When the step ends at
+    t + h = 1 nothing follows that could mend it, and x_1 is drawn from p itself. Under the mask source only MASK moves.
+    x_t (B, L), logits (B, L, n_tokens), t and h (B,).
+    """
+    probs = text_logits(logits, config).softmax(-1)  # (B, L, V)
+    at_end = (t + h >= 1 - 1e-6)[:, None]  # (B, 1)
+    if config.source == "mask":
+        p_stay = torch.zeros(x_t.shape, device=x_t.device)  # p(MASK) = 0
+    else:
+        p_stay = probs.gather(-1, x_t[..., None]).squeeze(-1)  # p(x_t), (B, L)
+        probs.scatter_(-1, x_t[..., None], torch.where(at_end, p_stay, 0)[..., None])  # a token that jumps cannot stay
+    p_jump = probability(p_stay, t[:, None], h[:, None], config.exponent)
+    moves = at_end | (torch.rand(x_t.shape, device=x_t.device) < p_jump)  # (B, L) bool
+    if config.source == "mask":
+        moves = moves & (x_t == config.mask_id)
+    if x_t.is_cuda:  # a draw for every token, since picking those that move would make the GPU wait for the host
+        return torch.where(moves, categorical(probs.flatten(0, 1)).view(x_t.shape), x_t)
+    return x_t.masked_scatter(moves, categorical(probs[moves]))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# many steps
+
+
+def step_times(steps):
+    """Step sizes -> [(t, h), ...]. `steps` is a number n >= 1, for n steps of 1/n, or a list of sizes that sum to 1."""
+    if isinstance(steps, int):
+        if steps < 1:
+            raise ValueError(f"the number of steps must be at least 1, not {steps}")
+        return [(i / steps, 1 / steps) for i in range(steps)]
+    if not steps or min(steps) <= 0 or abs(sum(steps) - 1) > 1e-6:
+        raise ValueError(f"step sizes must be positive and sum to 1, not {steps}")
+    return [(sum(steps[:i]), h) for i, h in enumerate(steps)]
+
+
+@torch.no_grad()
+def generate(model, x_0, steps, frozen=None, temperature=1.0, callback=None, probability=jump_probability):
+    """From noise x_0 (B, L) to text (B, L).
+
+    model(x_t, t, h) -> logits, with a .config; steps as in step_times; frozen (B, L) bool marks tokens of x_0 that are
+    given (a prompt) and never change; callback(step, x_t), if any, is called after every step.
+    """
+    x_t = x_0
+    for step, (t, h) in enumerate(step_times(steps), start=1):
+        t, h = torch.full((len(x_t),), t, device=x_t.device), torch.full((len(x_t),), h, device=x_t.device)
+        x_next = jump(x_t, model(x_t, t, h) / temperature, t, h, model.config, probability)
+        x_t = x_next if frozen is None else torch.where(frozen, x_t, x_next)
+        if callback is not None:
+            callback(step, x_t)
+    return x_t

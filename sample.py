@@ -1,0 +1,103 @@
+"""Text from noise, in as few steps as you like.
+
+    python sample.py --model fsdfm --steps 8
+    python sample.py --model dfm --steps 64 --watch          see it come into focus
+    python sample.py --model fsdfm --prompt "Return the "    kept exactly, at the start
+
+The work is done by flow.generate; here are a command line and a terminal around it. Read next: eval.py.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from checkpoint import Parser, UserError, load_model, run_command
+from flow import generate, sample_source
+from model import autocast, pick_device
+
+CHANGED, PLAIN, HOME_AND_CLEAR = "\033[7m", "\033[0m", "\033[H\033[J"
+
+
+def printable(text):
+    """Control characters other than the line break, which a terminal might obey, as U+FFFD."""
+    return "".join(c if c == "\n" or c.isprintable() else "\ufffd" for c in text)
+
+
+def encode_prompt(prompt, tokenizer, block_size):
+    """Token ids of the prompt; UserError if it cannot be written or leaves no room."""
+    if unknown := tokenizer.unknown(prompt):
+        raise UserError(f"the prompt has characters that the model does not know: {' '.join(map(repr, unknown))}")
+    ids = tokenizer.encode(prompt)
+    if len(ids) > block_size:
+        raise UserError(f"the prompt has {len(ids)} tokens, and the model's block only {block_size}: shorten it")
+    return ids
+
+
+def noise_with_prompt(ids, num_samples, config, device):
+    """x_0 (B, L) with the prompt's ids at the start, and which tokens are frozen, (B, L) bool."""
+    x_0 = sample_source((num_samples, config.block_size), config, device)
+    frozen = torch.zeros_like(x_0, dtype=torch.bool)
+    x_0[:, : len(ids)] = torch.tensor(ids, device=device, dtype=torch.int64)
+    frozen[:, : len(ids)] = True
+    return x_0, frozen
+
+
+class Watcher:
+    """Redraws the first text after every step, tokens that changed in reverse; a callback of flow.generate."""
+
+    def __init__(self, tokenizer, mask_id, steps):
+        self.tokenizer, self.mask_id, self.steps, self.previous = tokenizer, mask_id, steps, None
+
+    def __call__(self, step, x_t):
+        ids = x_t[0].tolist()
+        pieces = ["_" if i == self.mask_id else printable(self.tokenizer.decode([i])) for i in ids]
+        if sys.stdout.isatty():
+            changed = [self.previous is not None and a != b for a, b in zip(ids, self.previous or ids)]
+            pieces = [f"{CHANGED}{piece}{PLAIN}" if mark else piece for piece, mark in zip(pieces, changed)]
+            print(HOME_AND_CLEAR, end="")
+        print(f"--- step {step} of {self.steps}\n{''.join(pieces)}", flush=True)
+        self.previous = ids
+
+
+def main():
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("dfm", "fsdfm"), default="fsdfm", help="which network (default: fsdfm)")
+    parser.add_argument("--steps", type=int, default=8, help="uniform steps from noise to text, 1 or more (default: 8)")
+    parser.add_argument("--num-samples", type=int, default=1, help="how many texts (default: 1)")
+    parser.add_argument("--seed", type=int, default=1, help="of every random number; the same seed, the same text (default: 1)")
+    parser.add_argument("--prompt", default="", help="text to begin with, kept exactly as given (default: none)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="divides the logits; below 1 is safer and duller (default: 1)")
+    parser.add_argument("--watch", action="store_true", help="redraw the first text after every step (default: no)")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the checkpoints (default: out)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
+    arguments = parser.parse_args()
+    if arguments.steps < 1:
+        raise UserError(f"--steps must be at least 1, not {arguments.steps}")
+    if arguments.num_samples < 1:
+        raise UserError(f"--num-samples must be at least 1, not {arguments.num_samples}")
+    if not 0 < arguments.temperature < float("inf"):
+        raise UserError(f"--temperature must be above 0, not {arguments.temperature}")
+
+    device = pick_device(arguments.device)
+    model, tokenizer = load_model(arguments.out / f"{arguments.model}.pt", device)
+    prompt = encode_prompt(arguments.prompt, tokenizer, model.config.block_size)
+    torch.manual_seed(arguments.seed)
+    x_0, frozen = noise_with_prompt(prompt, arguments.num_samples, model.config, device)
+    watcher = Watcher(tokenizer, model.config.mask_id, arguments.steps) if arguments.watch else None
+    began = time.perf_counter()
+    with autocast(device):
+        x_1 = generate(model, x_0, arguments.steps, frozen, arguments.temperature, watcher)
+    texts = [printable(tokenizer.decode(row)) for row in x_1.tolist()]
+    seconds = time.perf_counter() - began
+    for number, text in enumerate(texts, start=1):
+        if number > 1:
+            print("\n" + "-" * 80)
+        print(text)
+    print(f"[{arguments.model}, {arguments.steps} steps, {seconds:.2f} s for {len(texts)}]", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_command(main)

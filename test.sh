@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Runs the tests in the project's own environment: bash test.sh [pytest's arguments]
+
+set -euo pipefail
+cd "$(dirname "$0")"
+source setup.sh
+exec python -m pytest -q tests "$@"

@@ -1,0 +1,284 @@
+"""The one training loop, for all three networks.
+
+    python train.py judge      a causal transformer that scores text: the measure of everything else
+    python train.py dfm        the many-step baseline: generalised KL between the model and the text (flow.py)
+    python train.py fsdfm      the few-step student: starts as the DFM, learns from its own EMA (distill.py)
+
+Add --resume to go on after an interruption. On several GPUs: torchrun --nproc-per-node 8 train.py dfm
+Every random number of an iteration comes from a generator seeded by (seed, iteration, rank), so a resumed run sees
+what an undisturbed one would have seen. Read next: sample.py.
+"""
+
+import argparse
+import copy
+import csv
+import os
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from checkpoint import Parser, UserError, load_checkpoint, run_command, save_checkpoint
+from data.dataset import Dataset
+from distill import distillation_loss, heun_target, rk4_target, update_ema
+from flow import generalized_kl, sample_path, sample_times
+from model import ModelConfig, Transformer, autocast, make_step_aware, pick_device
+
+# ---------------------------------------------------------------------------------------------------------------
+# settings: one row a flag, one column a preset; three values where judge, dfm and fsdfm differ
+
+PRESETS = ("tiny", "cpu", "gpu")
+SETTINGS = {
+    # flag             tiny              cpu               gpu                what it is
+    "block_size": (32, 128, 256, "L, tokens in a sequence"),
+    "n_layer": (2, 6, 8, "transformer blocks"),
+    "n_head": (2, 3, 8, "attention heads"),
+    "dim": (64, 192, 512, "d, width of the residual stream"),
+    "cond_dim": (32, 64, 128, "width of the vector that carries t and h"),
+    "dropout": (0.0, 0.0, 0.0, "chance that a branch's number is dropped"),
+    "source": ("uniform", "uniform", "uniform", "what x_0 is: uniform or mask"),
+    "exponent": (1.0, 1.0, 1.0, "kappa(t) = t ** exponent"),
+    "batch_size": (16, 64, 128, "sequences in a forward pass, on each GPU"),
+    "accumulation": (1, 1, 1, "forward passes in an iteration"),
+    "iterations": ((60, 60, 30), (300, 700, 250), (2000, 8000, 3000), "weight updates"),
+    "learning_rate": (2e-3, 2e-3, 1e-3, "at its highest"),
+    "warmup": (5, 30, 200, "iterations in which the learning rate rises"),
+    "decay": (0.5, 0.5, 0.5, "last part of the iterations, in which it falls to zero"),
+    "weight_decay": (0.1, 0.1, 0.1, "of the matrices"),
+    "clip": (1.0, 1.0, 1.0, "largest norm of the gradient"),
+    "ema_decay": (0.98, 0.98, 0.999, "of the teacher's weights (fsdfm)"),
+    "teacher": ("rk4", "rk4", "rk4", "the shortcut teacher: rk4 or heun (fsdfm)"),
+    "step_weights": ("flat", "flat", "flat", "how often each step size is trained: flat, or paper (1, 2, ..., 1024 from h = 1 to 1/1024) (fsdfm)"),
+    "validate_every": (30, 100, 500, "iterations between validations and checkpoints"),
+}
+STAGES = ("judge", "dfm", "fsdfm")
+CHOICES = {"source": ("uniform", "mask"), "teacher": ("rk4", "heun"), "step_weights": ("flat", "paper")}
+TEACHERS = {"rk4": rk4_target, "heun": heun_target}
+STEP_WEIGHTS = {"flat": [1] * 11, "paper": [2**i for i in range(11)]}
+
+
+def preset_value(name, preset, stage):
+    value = SETTINGS[name][PRESETS.index(preset)]
+    return value[STAGES.index(stage)] if isinstance(value, tuple) else value
+
+
+def parse_arguments():
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=STAGES, help="which network to train")
+    parser.add_argument("--data", default="pydocs", help="name given to data/prepare.py (default: pydocs)")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the checkpoints and logs (default: out)")
+    parser.add_argument("--preset", choices=PRESETS, help="a column of the table below (default: gpu with CUDA, else cpu)")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one (default: no)")
+    parser.add_argument("--overwrite", action="store_true", help="start again, over a checkpoint that is there (default: no)")
+    parser.add_argument("--seed", type=int, default=1, help="of every random number (default: 1)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: on CUDA)")
+    table = parser.add_argument_group("settings", "default: the preset's (" + ", ".join(PRESETS) + "; / between stages)")
+    for name, (*values, text) in SETTINGS.items():
+        kind = type(values[0][0] if isinstance(values[0], tuple) else values[0])
+        shown = ", ".join("/".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in values)
+        flag = "--" + name.replace("_", "-")
+        table.add_argument(flag, type=kind, choices=CHOICES.get(name), metavar="X", help=f"{text} ({shown})")
+    arguments = parser.parse_args()
+    preset = arguments.preset or ("gpu" if pick_device(arguments.device).type == "cuda" else "cpu")
+    settings = {name: preset_value(name, preset, arguments.stage) for name in SETTINGS}
+    given = {name: value for name in SETTINGS if (value := getattr(arguments, name)) is not None}
+    for name, value in given.items():
+        if isinstance(value, (int, float)) and value <= 0 and name not in ("dropout", "weight_decay", "warmup", "decay", "ema_decay"):
+            raise UserError(f"--{name.replace('_', '-')} must be above 0, not {value}")
+    return arguments, settings | given, given
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the pieces
+
+
+def make_optimizers(model, settings):
+    """Muon for the matrices inside the blocks, AdamW for the rest. Muon makes every singular value of a matrix's
+    update the same size; it reached the loss of AdamW in about half the iterations here (README, "Choices")."""
+    matrices = [p for block in model.blocks for part in (block.attention, block.mlp) for p in part.parameters() if p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    rate, decay = settings["learning_rate"], settings["weight_decay"]
+    return [
+        torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.95), weight_decay=0.0, fused=rest[0].is_cuda),
+    ]
+
+
+def learning_rate(iteration, settings):
+    """Rises linearly over `warmup` iterations, stays, falls linearly to zero over the last part, `decay`."""
+    rise = min(1.0, (iteration + 1) / max(1, settings["warmup"]))
+    fall = (settings["iterations"] - iteration) / max(1.0, settings["decay"] * settings["iterations"])
+    return settings["learning_rate"] * min(rise, fall, 1.0)
+
+
+def make_loss(stage, settings, ema):
+    """loss(network, x_1) -> mean nats per token, for the stage. x_1 (B, L) is text."""
+
+    def judge(network, x_1):
+        logits = network(x_1)[:, :-1]  # every token but the last foretells the next
+        return F.cross_entropy(logits.float().flatten(0, 1), x_1[:, 1:].flatten())
+
+    def dfm(network, x_1):
+        t = sample_times(len(x_1), x_1.device)
+        x_t = sample_path(x_1, t, network.config)
+        return generalized_kl(network(x_t, t), x_1, x_t, t, network.config).mean()
+
+    def fsdfm(network, x_1):
+        return distillation_loss(network, ema, x_1, STEP_WEIGHTS[settings["step_weights"]], TEACHERS[settings["teacher"]])
+
+    return {"judge": judge, "dfm": dfm, "fsdfm": fsdfm}[stage]
+
+
+def build_model(stage, settings, dataset, out):
+    """A network to start from: fresh, or for fsdfm the trained DFM made step-aware."""
+    names = ("block_size", "n_layer", "n_head", "dim", "cond_dim", "dropout", "source", "exponent")
+    config = ModelConfig(vocab_size=dataset.tokenizer.vocab_size, **{name: settings[name] for name in names})
+    if stage == "judge":
+        return Transformer(replace(config, causal=True, source="uniform"))
+    if stage == "dfm":
+        return Transformer(config)
+    checkpoint = load_checkpoint(out / "dfm.pt")
+    dataset.must_match(checkpoint, out / "dfm.pt")
+    dfm = Transformer(ModelConfig(**checkpoint["config"]))
+    dfm.load_state_dict(checkpoint["model"])
+    student = Transformer(replace(dfm.config, step_aware=True, dropout=settings["dropout"]))
+    make_step_aware(student, dfm)
+    return student
+
+
+def open_log(path, start):
+    """The CSV log, with rows of iterations from `start` on (of a run that was cut short) dropped."""
+    columns = ["iteration", "loss", "validation_loss", "learning_rate", "seconds"]
+    rows = [row for row in csv.DictReader(path.open())if int(row["iteration"]) < start] if start and path.exists() else []
+    file = path.open("w", newline="")
+    writer = csv.DictWriter(file, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    return file, writer
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the loop
+
+
+def main():
+    arguments, settings, given = parse_arguments()
+    stage, path = arguments.stage, arguments.out / f"{arguments.stage}.pt"
+
+    # device, and the processes of torchrun if there are any
+    rank, world, local_rank = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    device = pick_device(arguments.device or (f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"))
+    if world > 1:
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    torch.set_float32_matmul_precision("high")
+
+    # data, and a run to go on with
+    dataset = Dataset(arguments.data)
+    checkpoint = None
+    if arguments.resume and path.exists():
+        checkpoint = load_checkpoint(path)
+        dataset.must_match(checkpoint, path)
+        for name in given:
+            if given[name] != checkpoint["settings"][name]:
+                raise UserError(f"{path} was begun with {name} = {checkpoint['settings'][name]}, not {given[name]}: leave the flag out, or use --overwrite")
+        settings = checkpoint["settings"]
+        if checkpoint["iteration"] >= settings["iterations"]:
+            print(f"{path} is finished ({settings['iterations']} iterations)")
+            return
+    elif path.exists() and not arguments.overwrite:
+        raise UserError(f"{path} exists: --resume goes on with it, --overwrite starts again")
+    dataset.must_fill(settings["block_size"])
+
+    # network, teacher, optimizers
+    torch.manual_seed(arguments.seed)
+    if checkpoint:
+        model = Transformer(ModelConfig(**checkpoint["config"]))
+        model.load_state_dict(checkpoint["model"])
+    else:
+        model = build_model(stage, settings, dataset, arguments.out)
+    model.to(device)
+    ema = None
+    if stage == "fsdfm":
+        ema = copy.deepcopy(model).requires_grad_(False).eval()
+        if checkpoint:
+            ema.load_state_dict(checkpoint["ema"])
+    optimizers = make_optimizers(model, settings)
+    if checkpoint:
+        for optimizer, state in zip(optimizers, checkpoint["optimizers"]):
+            optimizer.load_state_dict(state)
+    network, teacher = model, ema
+    if arguments.compile if arguments.compile is not None else device.type == "cuda":
+        network, teacher = torch.compile(model), ema and torch.compile(ema)
+    if world > 1:
+        network = DistributedDataParallel(network)
+        network.config = model.config
+    loss_of = make_loss(stage, settings, teacher)
+
+    @torch.no_grad()
+    def validate():
+        """The stage's own loss on the same few batches of validation text every time."""
+        judged = ema or model
+        judged.eval()
+        torch.manual_seed(0)
+        with autocast(device):
+            losses = [loss_of(judged, dataset.batch("val", settings["batch_size"], settings["block_size"], device)) for _ in range(4)]
+        model.train()
+        return torch.stack(losses).mean().item()
+
+    def save(iteration):
+        save_checkpoint(path, {
+            "stage": stage, "iteration": iteration, "config": asdict(model.config), "settings": settings,
+            "tokenizer": dataset.tokenizer.description, "model": model.state_dict(), "ema": ema and ema.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        })  # fmt: skip
+
+    start = checkpoint["iteration"] if checkpoint else 0
+    if rank == 0:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        file, log = open_log(arguments.out / f"{stage}.csv", start)
+        parameters = sum(p.numel() for p in model.parameters())
+        print(f"{stage}: {parameters / 1e6:.1f}M parameters, {len(dataset.train) / 1e6:.2f}M tokens of text, on {device}")
+    bar = tqdm(range(start, settings["iterations"]), desc=stage, initial=start, total=settings["iterations"], disable=rank > 0)
+    began = time.perf_counter()
+    for iteration in bar:
+        torch.manual_seed((arguments.seed * 1_000_003 + iteration) * world + rank)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(iteration, settings)
+        for micro_step in range(settings["accumulation"]):
+            x_1 = dataset.batch("train", settings["batch_size"], settings["block_size"], device)  # (B, L)
+            last = micro_step == settings["accumulation"] - 1
+            with nullcontext() if last or world == 1 else network.no_sync(), autocast(device):
+                loss = loss_of(network, x_1) / settings["accumulation"]
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings["clip"])
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        if ema is not None:  # a young EMA forgets faster, or it would hold on to the start
+            update_ema(ema, model, min(settings["ema_decay"], (1 + iteration) / (10 + iteration)))
+
+        done = iteration + 1
+        if rank == 0 and (done % 10 == 0 or done == settings["iterations"]):
+            row = {"iteration": done, "loss": loss.item() * settings["accumulation"], "learning_rate": learning_rate(iteration, settings)}
+            row["seconds"] = round(time.perf_counter() - began, 2)
+            bar.set_postfix(loss=f"{row['loss']:.3f}")
+            if done % settings["validate_every"] == 0 or done == settings["iterations"]:
+                row["validation_loss"] = validate()
+                bar.set_description(f"{stage} (validation {row['validation_loss']:.3f})")
+                save(done)
+            log.writerow(row)
+            file.flush()
+    if world > 1:
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    run_command(main)
