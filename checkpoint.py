@@ -73,3 +73,14 @@ def load_model(path, device="cpu"):
     model = Transformer(ModelConfig(**checkpoint["config"]))
     model.load_state_dict(checkpoint["ema"] or checkpoint["model"])
     return model.to(device).eval(), Tokenizer(checkpoint["tokenizer"])
+
+
+def pick_device(name=None):
+    """The torch.device of that name, by default a CUDA GPU if there is one, else the CPU. UserError if it is not there."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise UserError(f"there is no device called {name}: use cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        raise UserError(f"this machine has no {name} that PyTorch can use here: try --device cpu")
+    return device

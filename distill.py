@@ -45,7 +45,7 @@ def rk4_target(teacher, x_t, t, h):
     l3 = carry(teacher(x_b, middle, half), l2, x_b, config)
     x_c = jump(x_b, l3, middle, half, config)
     l4 = carry(teacher(x_c, t + h, half), l3, x_c, config)
-    return l1.add_(l2, alpha=2).add_(l3, alpha=2).add_(l4).div_(6)
+    return (l1 + 2 * l2 + 2 * l3 + l4) / 6
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def heun_target(teacher, x_t, t, h):
     l1 = text_logits(teacher(x_t, t, half), config)
     x_a = jump(x_t, l1, t, half, config)
     l2 = carry(teacher(x_a, middle, half), l1, x_a, config)
-    return l1.add_(l2).div_(2)
+    return (l1 + l2) / 2
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -71,6 +71,13 @@ def sample_step_sizes(batch_size, weights):
     return 0.5**index.float()
 
 
+def sample_grid_times(h):
+    """(B,) times, each uniform on the multiples of 1/1024 with t + h <= 1. Neighbours are a golden section apart: any
+    few in a row, such as those of one step size, are spread over [0, 1], and the loss varies less."""
+    points = (torch.rand(()) + 0.6180339887 * torch.arange(len(h))) % 1  # (B,)
+    return (points * (FINEST * (1 - h) + 1)).floor() / FINEST
+
+
 def forward_kl(teacher_logits, student_logits):
     """KL(teacher || student) per token, (B, L) nats, for two (B, L, V) float32 logits."""
     log_p_teacher = teacher_logits.log_softmax(-1)
@@ -83,8 +90,7 @@ def distillation_loss(student, teacher, x_1, weights, target=rk4_target):
     config, device = student.config, x_1.device
     h = sample_step_sizes(len(x_1), weights)  # drawn on the CPU, so that the split below needs no sync
     n_taught = int((h > 1 / FINEST).sum())
-    last = FINEST * (1 - h)  # t is uniform on the grid of 1/1024 with t + h <= 1
-    t = (torch.rand(len(h)) * (last + 1)).floor() / FINEST
+    t = sample_grid_times(h)
     t, h = t.to(device), h.to(device)
     x_t = sample_path(x_1, t, config)
     logits = student(x_t, t, h)

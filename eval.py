@@ -27,10 +27,10 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from checkpoint import Parser, UserError, load_model, run_command, write_safely
+from checkpoint import Parser, UserError, load_model, pick_device, run_command, write_safely
 from data.dataset import Dataset
 from flow import generate, sample_source
-from model import autocast, pick_device
+from model import autocast
 from sample import printable
 
 STEPS = [2**i for i in range(11)]

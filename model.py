@@ -243,11 +243,6 @@ def make_step_aware(student, dfm):
 # where it runs
 
 
-def pick_device(name=None):
-    """A torch.device: the one named, else CUDA if there is a GPU, else the CPU."""
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
 def autocast(device):
     """bfloat16 for the matrix products where the hardware is faster at it: GPUs that have it, and CPUs with AMX
     (7 to 18 times there, measured; weights stay float32). Elsewhere float32 throughout."""

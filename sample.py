@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from checkpoint import Parser, UserError, load_model, run_command
+from checkpoint import Parser, UserError, load_model, pick_device, run_command
 from flow import generate, sample_source
-from model import autocast, pick_device
+from model import autocast
 
 CHANGED, PLAIN, HOME_AND_CLEAR = "\033[7m", "\033[0m", "\033[H\033[J"
 

@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from checkpoint import Parser, UserError, load_checkpoint, run_command, save_checkpoint
+from checkpoint import Parser, UserError, load_checkpoint, pick_device, run_command, save_checkpoint
 from data.dataset import Dataset
 from distill import distillation_loss, heun_target, rk4_target, update_ema
 from flow import generalized_kl, sample_path, sample_times
-from model import ModelConfig, Transformer, autocast, make_step_aware, pick_device
+from model import ModelConfig, Transformer, autocast, make_step_aware
 
 # ---------------------------------------------------------------------------------------------------------------
 # settings: one row a flag, one column a preset; three values where judge, dfm and fsdfm differ
@@ -91,7 +91,10 @@ def parse_arguments():
     for name, value in given.items():
         if isinstance(value, (int, float)) and value <= 0 and name not in ("dropout", "weight_decay", "warmup", "decay", "ema_decay"):
             raise UserError(f"--{name.replace('_', '-')} must be above 0, not {value}")
-    return arguments, settings | given, given
+    settings |= given
+    if settings["dim"] % (2 * settings["n_head"]):
+        raise UserError(f"--dim {settings['dim']} must be an even multiple of --n-head {settings['n_head']}")
+    return arguments, settings, given
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -146,6 +149,8 @@ def build_model(stage, settings, dataset, out):
         return Transformer(config)
     checkpoint = load_checkpoint(out / "dfm.pt")
     dataset.must_match(checkpoint, out / "dfm.pt")
+    if checkpoint["iteration"] < checkpoint["settings"]["iterations"]:
+        raise UserError(f"{out / 'dfm.pt'} is not finished: run `python train.py dfm --resume`")
     dfm = Transformer(ModelConfig(**checkpoint["config"]))
     dfm.load_state_dict(checkpoint["model"])
     student = Transformer(replace(dfm.config, step_aware=True, dropout=settings["dropout"]))

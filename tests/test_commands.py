@@ -1,0 +1,221 @@
+"""Proves the commands a user types: the whole path once on the embedded text, and one clear line for every bad input.
+
+The commands run as processes of their own, in a copy of the project, so nothing of the user's is touched.
+"""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import ROOT
+from data.tokenizer import Tokenizer
+
+TINY = ["--preset", "tiny"]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the project's sources in an empty folder."""
+    folder = tmp_path_factory.mktemp("project")
+    for source in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py")]:
+        target = folder / source.relative_to(ROOT)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(source, target)
+    return folder
+
+
+def run(project, *arguments, status=0):
+    """Runs a command; its result, after checking the exit status and that no traceback was shown."""
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run([sys.executable, *map(str, arguments)], cwd=project, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == status, result.stderr
+    assert "Traceback" not in result.stderr
+    return result
+
+
+def error_line(project, *arguments):
+    """The one line that a command with bad input prints."""
+    result = run(project, *arguments, status=2)
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr
+    return result.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(project):
+    """The whole path, at a size of seconds, as a user types it."""
+    run(project, "data/prepare.py", "pydocs")
+    for stage in ("judge", "dfm", "fsdfm"):
+        run(project, "train.py", stage, *TINY)
+    run(project, "eval.py", "--steps", 1, 4, 512, "--num-samples", 6, "--slow-samples", 2)
+    run(project, "plot.py")
+    return project
+
+
+# the whole path
+
+
+def test_the_text(trained):
+    meta = json.loads((trained / "data/pydocs/meta.json").read_text())
+    tokens = {split: np.fromfile(trained / f"data/pydocs/{split}.bin", np.uint16) for split in ("train", "val")}
+    assert {split: len(ids) for split, ids in tokens.items()} == meta["tokens"]
+    assert max(ids.max() for ids in tokens.values()) < meta["vocab_size"] == 1024
+    assert 1_000_000 < meta["characters"] < 4_000_000
+    assert f"{sys.version_info.major}.{sys.version_info.minor}" in meta["source"]
+    text = "".join(Tokenizer(meta["tokenizer"]).decode(ids.tolist()) for ids in tokens.values())
+    assert "yield" in text and "context manager" in text
+
+
+def test_the_networks(trained):
+    for stage, iterations in (("judge", 60), ("dfm", 60), ("fsdfm", 30)):
+        checkpoint = torch.load(trained / f"out/{stage}.pt", weights_only=True)
+        assert checkpoint["iteration"] == iterations and checkpoint["config"]["block_size"] == 32
+        rows = list(csv.DictReader((trained / f"out/{stage}.csv").open()))
+        assert [int(row["iteration"]) for row in rows] == list(range(10, iterations + 1, 10))
+        assert rows[-1]["validation_loss"]
+        if stage == "judge":
+            assert float(rows[-1]["validation_loss"]) < float(rows[0]["loss"]) < 7.0  # log 1024 = 6.93
+
+
+def test_the_report(trained):
+    report = json.loads((trained / "out/eval.json").read_text())
+    assert [(row["model"], row["steps"], row["samples"]) for row in report["rows"]] == [
+        (model, steps, samples) for model in ("dfm", "fsdfm") for steps, samples in ((1, 6), (4, 6), (512, 2))
+    ]
+    perplexity = {(row["model"], row["steps"]): row["perplexity"] for row in report["rows"]}
+    assert 1 < report["real"]["perplexity"] < perplexity["dfm", 512] < perplexity["dfm", 1]
+    assert all(0 < row["entropy"] <= 5 and 0 < row["distinct_4grams"] <= 1 and row["seconds_per_sample"] > 0 for row in report["rows"])
+    assert (trained / "out/curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_what_is_measured_is_not_measured_again(trained):
+    before = (trained / "out/eval.json").read_text()
+    shown = run(trained, "eval.py", "--steps", 1, 4, 512, "--num-samples", 6, "--slow-samples", 2).stdout
+    assert (trained / "out/eval.json").read_text() == before
+    assert "fsdfm" in shown and "real" in shown and "512 steps:" in shown
+
+
+def test_samples(trained):
+    first = run(trained, "sample.py", "--steps", 3, "--num-samples", 2, "--seed", 5).stdout
+    assert first == run(trained, "sample.py", "--steps", 3, "--num-samples", 2, "--seed", 5).stdout
+    assert first != run(trained, "sample.py", "--steps", 3, "--num-samples", 2, "--seed", 6).stdout
+    prompt = "Return the number of\n  items"
+    assert run(trained, "sample.py", "--model", "dfm", "--prompt", prompt).stdout.startswith(prompt)
+    watched = run(trained, "sample.py", "--steps", 4, "--watch").stdout
+    assert watched.count("--- step") == 4 and "\033" not in watched  # plain where it is no terminal
+
+
+def test_a_run_cut_short_goes_on_to_the_same_weights(trained, tmp_path):
+    """Killed after its checkpoint at iteration 30 of 60, and resumed: as if nothing had happened."""
+    out = tmp_path / "out"
+    out.mkdir()
+    stop_at_40 = (
+        "import sys, os, checkpoint, train\n"
+        "kept = train.save_checkpoint\n"
+        "def save_and_die(path, content):\n    kept(path, content)\n    os._exit(9)\n"
+        "train.save_checkpoint = save_and_die\n"
+        "sys.argv = ['train.py', 'dfm', '--preset', 'tiny', '--out', sys.argv[1]]\n"
+        "train.main()\n"
+    )
+    run(trained, "-c", stop_at_40, out, status=9)
+    assert torch.load(out / "dfm.pt", weights_only=True)["iteration"] == 30
+    assert "exists" in error_line(trained, "train.py", "dfm", *TINY, "--out", out)
+    assert "n_layer = 2, not 3" in error_line(trained, "train.py", "dfm", *TINY, "--n-layer", 3, "--resume", "--out", out)
+    run(trained, "train.py", "dfm", *TINY, "--resume", "--out", out)
+    resumed, undisturbed = (torch.load(folder / "dfm.pt", weights_only=True) for folder in (out, trained / "out"))
+    assert all(torch.equal(resumed["model"][name], value) for name, value in undisturbed["model"].items())
+    columns = [[(row["iteration"], row["loss"]) for row in csv.DictReader((folder / "dfm.csv").open())] for folder in (out, trained / "out")]
+    assert columns[0] == columns[1]
+    assert "finished" in run(trained, "train.py", "dfm", "--resume", "--out", out).stdout
+
+
+def test_help_shows_every_flag_and_default(project):
+    for script in ("data/prepare.py", "train.py", "sample.py", "eval.py", "plot.py"):
+        shown = run(project, script, "--help").stdout
+        flags = [part for part in shown.split("options:")[1].split("\n  -") if part.strip()]
+        undocumented = [flag for flag in flags[1:] if "default" not in flag and "(" not in flag]
+        assert not undocumented
+
+
+# bad input
+
+
+def test_missing_things_name_the_command_that_makes_them(project, tmp_path):
+    assert "python data/prepare.py nothing" in error_line(project, "train.py", "dfm", *TINY, "--data", "nothing")
+    assert "python train.py fsdfm" in error_line(project, "sample.py", "--out", tmp_path)
+    assert "python train.py judge" in error_line(project, "eval.py", "--out", tmp_path)
+    assert "python eval.py" in error_line(project, "plot.py", "--out", tmp_path)
+
+
+def test_a_student_needs_a_finished_teacher(trained, tmp_path):
+    assert "python train.py dfm" in error_line(trained, "train.py", "fsdfm", *TINY, "--out", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arguments, line",
+    [
+        (["train.py", "dfm", "--preset", "huge"], "huge"),
+        (["train.py", "gan"], "gan"),
+        (["train.py", "dfm", "--batch-size", "0"], "--batch-size must be"),
+        (["train.py", "dfm", "--device", "abacus"], "abacus"),
+        (["train.py", "dfm", "--device", "cuda"], "cuda"),
+        (["train.py", "dfm", "--dim", "50", "--n-head", "4", "--out", "fresh"], "--dim"),
+        (["sample.py", "--steps", "0"], "--steps must be at least 1, not 0"),
+        (["sample.py", "--steps", "many"], "many"),
+        (["sample.py", "--temperature", "0"], "--temperature must be above 0"),
+        (["sample.py", "--temperature", "nan"], "--temperature must be above 0"),
+        (["sample.py", "--num-samples", "0"], "--num-samples must be at least 1"),
+        (["sample.py", "--prompt", "word " * 100], "block only 32"),
+        (["eval.py", "--steps", "4", "0"], "--steps must be at least 1, not 0"),
+    ],
+)
+def test_bad_flags(trained, arguments, line):
+    assert line in error_line(trained, *arguments)
+
+
+def test_bad_texts(project, tmp_path):
+    (tmp_path / "latin").write_bytes("déjà vu ".encode("latin-1") * 500)
+    (tmp_path / "short").write_text("too short")
+    assert "is not UTF-8" in error_line(project, "data/prepare.py", "mine", "--text", tmp_path / "latin")
+    assert "too short" in error_line(project, "data/prepare.py", "mine", "--text", tmp_path / "short")
+    assert "cannot read" in error_line(project, "data/prepare.py", "mine", "--text", tmp_path / "absent")
+    assert "--text" in error_line(project, "data/prepare.py", "mine")
+    assert not (project / "data/mine").exists()
+
+
+def test_characters(trained, tmp_path):
+    """A char tokenizer: rare characters are replaced and counted aloud, a prompt with an unknown one is refused, a
+    text too short for one block is refused, and a judge of other tokens is refused."""
+    (tmp_path / "abc.txt").write_text("the cat sat on the mat. " * 60 + "\u00e9")
+    assert "1 rare" in run(trained, "data/prepare.py", "cats", "--text", tmp_path / "abc.txt", "--tokenizer", "char").stdout
+    out = ["--data", "cats", "--out", tmp_path / "out"]
+    assert "too short" in error_line(trained, "train.py", "dfm", *TINY, "--block-size", 500, *out)
+    for stage in ("dfm", "fsdfm"):
+        run(trained, "train.py", stage, *TINY, "--iterations", 4, *out)
+    assert "'X'" in error_line(trained, "sample.py", "--prompt", "the X", "--out", tmp_path / "out")
+    shutil.copy(trained / "out/judge.pt", tmp_path / "out/judge.pt")
+    assert "other tokens" in error_line(trained, "eval.py", *out)
+    assert "other tokens" in error_line(trained, "train.py", "fsdfm", "--resume", "--out", tmp_path / "out")
+
+
+def test_a_damaged_checkpoint(trained, tmp_path):
+    (tmp_path / "fsdfm.pt").write_bytes((trained / "out/fsdfm.pt").read_bytes()[:5000])
+    assert "not a readable checkpoint" in error_line(trained, "sample.py", "--out", tmp_path)
+
+
+def test_a_full_disk_loses_nothing(trained, tmp_path):
+    """/dev/full refuses every byte: what was there stays, and nothing half-written is left."""
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    (tmp_path / "eval.json").write_bytes((trained / "out/eval.json").read_bytes())
+    (tmp_path / "curve.png").write_bytes(b"the old one")
+    (tmp_path / "curve.png.tmp").symlink_to("/dev/full")
+    assert "cannot write" in error_line(trained, "plot.py", "--out", tmp_path)
+    assert (tmp_path / "curve.png").read_bytes() == b"the old one" and not (tmp_path / "curve.png.tmp").is_symlink()
