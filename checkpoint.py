@@ -12,8 +12,6 @@ from pathlib import Path
 
 import torch
 
-from model import ModelConfig, Transformer
-
 
 class UserError(Exception):
     """Something the user can mend. Its text is one line: what is wrong, and what to do."""
@@ -55,24 +53,15 @@ def save_checkpoint(path, checkpoint):
 
 
 def load_checkpoint(path):
-    """The dict that train.py saved, on the CPU. Tensors and plain values only: no code in it is ever run."""
+    """The dict in a checkpoint, memory-mapped on the CPU. Tensors and plain values only: no code in it is ever run."""
     path = Path(path)
     if not path.exists():
-        raise UserError(f"there is no {path}: make it with `python train.py {path.stem}`")
+        cure = f": make it with `python train.py {path.stem}`" if path.stem in ("judge", "dfm", "fsdfm") else ""
+        raise UserError(f"there is no {path}{cure}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever a damaged file makes torch raise
-        raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__}): make it again") from error
-
-
-def load_model(path, device="cpu"):
-    """The trained network in a checkpoint (its EMA where it has one), ready to use, and its tokenizer."""
-    from data.tokenizer import Tokenizer
-
-    checkpoint = load_checkpoint(path)
-    model = Transformer(ModelConfig(**checkpoint["config"]))
-    model.load_state_dict(checkpoint["ema"] or checkpoint["model"])
-    return model.to(device).eval(), Tokenizer(checkpoint["tokenizer"])
+        raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__}): make or download it again") from error
 
 
 def pick_device(name=None):

@@ -2,6 +2,7 @@
 
     python eval.py                        both models at 1, 2, 4, ..., 1,024 steps -> out/eval.json, and a table
     python eval.py --steps 1 8 64
+    python eval.py --released released.pth --data mine        the published networks; the judge must know GPT-2's tokens
 
 Perplexity  exp of the judge's mean negative log likelihood (nats) of the next token, taken per sample and then averaged
             over samples, the paper's convention; `corpus` is exp of the mean over all tokens of all samples.
@@ -27,11 +28,11 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from checkpoint import Parser, UserError, load_model, pick_device, run_command, write_safely
+from checkpoint import Parser, UserError, pick_device, run_command, write_safely
 from data.dataset import Dataset
 from flow import generate, sample_source
 from model import autocast
-from sample import printable
+from sample import load_model, printable
 
 STEPS = [2**i for i in range(11)]
 SLOW = 512  # from here on a CPU measures fewer samples
@@ -76,13 +77,14 @@ def measure(x, judge):
     return row
 
 
-def timed_samples(model, num_samples, steps, seed, device):
-    """num_samples texts (N, L) in one batch, and the wall-clock seconds it took."""
+def timed_samples(model, shape, steps, seed, batch_size):
+    """Texts of `shape` (N, L), at most batch_size at a time, and the wall-clock seconds they took."""
     torch.manual_seed(seed)
+    device = next(model.parameters()).device
     began = time.perf_counter()
     with autocast(device):
-        x_1 = generate(model, sample_source((num_samples, model.config.block_size), model.config, device), steps)
-    x_1 = x_1.cpu()  # waits for the device
+        parts = [generate(model, part, steps) for part in sample_source(shape, model.config, device).split(batch_size)]
+    x_1 = torch.cat(parts).cpu()  # waits for the device
     return x_1.to(device), time.perf_counter() - began
 
 
@@ -124,13 +126,17 @@ def main():
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="pydocs", help="name given to data/prepare.py, for the real text (default: pydocs)")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the checkpoints and of eval.json (default: out)")
+    parser.add_argument("--released", type=Path, help="a published .pth that holds dfm and fsdfm (default: OUT/dfm.pt and OUT/fsdfm.pt)")
+    parser.add_argument("--n-head", type=int, help="heads of a published .pth that does not store them (default: by its width)")
+    parser.add_argument("--length", type=int, help="tokens of a text (default: those of a training sequence)")
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS, metavar="N", help="numbers of steps (default: 1 2 4 ... 1024)")
     parser.add_argument("--num-samples", type=int, default=64, help="texts for each model and number of steps (default: 64)")
     parser.add_argument("--slow-samples", type=int, help=f"texts at {SLOW} steps and more (default: 16 on a CPU, else as many)")
+    parser.add_argument("--batch-size", type=int, default=64, help="texts made at a time (default: 64)")
     parser.add_argument("--seed", type=int, default=1, help="of every random number (default: 1)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
     arguments = parser.parse_args()
-    for name in ("num_samples", "slow_samples"):
+    for name in ("num_samples", "slow_samples", "batch_size", "length"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(arguments, name)}")
     if min(arguments.steps) < 1:
@@ -138,20 +144,27 @@ def main():
 
     device = pick_device(arguments.device)
     slow_samples = arguments.slow_samples or (min(16, arguments.num_samples) if device.type == "cpu" else arguments.num_samples)
-    paths = {name: arguments.out / f"{name}.pt" for name in ("judge", "dfm", "fsdfm")}
-    networks = {name: load_model(path, device) for name, path in paths.items()}
-    judge, tokenizer = networks.pop("judge")
+    judge, tokenizer = load_model(arguments.out / "judge.pt", device)
+    paths = {name: arguments.released or arguments.out / f"{name}.pt" for name in ("dfm", "fsdfm")}
+    networks = {}
+    for name, of_released in (("dfm", "teacher_model"), ("fsdfm", "student_ema_model")):
+        networks[name], tokens = load_model(paths[name], device, of_released, arguments.n_head)
+        if tokens.description != tokenizer.description:
+            raise UserError(f"{arguments.out / 'judge.pt'} judges other tokens than those of {paths[name]}: train it on the same --data")
     dataset = Dataset(arguments.data)
-    for name, (_, other) in [*networks.items(), ("text in data/" + dataset.name, (None, dataset.tokenizer))]:
-        if other.description != tokenizer.description:
-            raise UserError(f"{paths['judge']} judges other tokens than the {name} has: train them on the same --data")
-    length = networks["dfm"][0].config.block_size
+    if dataset.tokenizer.description != tokenizer.description:
+        raise UserError(f"{arguments.out / 'judge.pt'} judges other tokens than those of data/{dataset.name}: name the --data it was trained on")
+    length = arguments.length or networks["dfm"].config.block_size
     dataset.must_fill(length)
 
     # a report of the same networks and seed is continued, row by row
     report_path = arguments.out / "eval.json"
-    key = {"networks": fingerprint(paths.values()), "seed": arguments.seed, "text": dataset.meta["text_sha256"]}
-    report = json.loads(report_path.read_text()) if report_path.exists() else {}
+    files = [arguments.out / "judge.pt", *paths.values()]
+    key = {"networks": fingerprint(files), "seed": arguments.seed, "length": length, "text": dataset.meta["text_sha256"]}
+    try:
+        report = json.loads(report_path.read_text()) if report_path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{report_path} is damaged: delete it and run this again") from error
     if report.get("key") != key:
         machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
         report = {"key": key, "machine": machine, "torch": torch.__version__, "length": length, "rows": []}
@@ -161,20 +174,16 @@ def main():
 
     blocks = torch.from_numpy(dataset.val[: len(dataset.val) // length * length].astype("int64")).view(-1, length).to(device)
     report["real"] = {"model": "real"} | measure(blocks, judge)
-    rows = {(row["model"], row["steps"], row["samples"]): row for row in report["rows"]}
-    jobs = []
-    for model in networks:
-        for steps in arguments.steps:
-            jobs.append((model, steps, slow_samples if steps >= SLOW else arguments.num_samples))
+    rows = {(row["model"], row["steps"]): row for row in report["rows"]}
+    jobs = [(model, steps, slow_samples if steps >= SLOW else arguments.num_samples) for model in networks for steps in arguments.steps]
     bar = tqdm(total=sum(steps * samples for _, steps, samples in jobs), desc="eval", unit="step", unit_scale=True)
     for model, steps, samples in jobs:
-        if (model, steps, samples) not in rows:
-            x_1, seconds = timed_samples(networks[model][0], samples, steps, arguments.seed, device)
-            row = {"model": model, "steps": steps, "seconds_per_sample": seconds / samples} | measure(x_1, judge)
-            rows[model, steps, samples] = row
-            report["rows"] = [rows[job] for job in jobs if job in rows]
+        if rows.get((model, steps), {}).get("samples") != samples:
+            x_1, seconds = timed_samples(networks[model], (samples, length), steps, arguments.seed, arguments.batch_size)
+            rows[model, steps] = {"model": model, "steps": steps, "seconds_per_sample": seconds / samples} | measure(x_1, judge)
+            report["rows"] = [rows[job] for job in sorted(rows)]
             save()
-            bar.set_postfix_str(f"{model}, {steps} steps: perplexity {row['perplexity']:.1f}")
+            bar.set_postfix_str(f"{model}, {steps} steps: perplexity {rows[model, steps]['perplexity']:.1f}")
         bar.update(steps * samples)
     bar.close()
 
@@ -182,7 +191,7 @@ def main():
     if "pair" not in report:
         report["pair"] = []
         for model, steps in (("dfm", max(arguments.steps)), ("fsdfm", 8)):
-            x_1, seconds = timed_samples(networks[model][0], 1, steps, arguments.seed, device)
+            x_1, seconds = timed_samples(networks[model], (1, length), steps, arguments.seed, 1)
             text = printable(tokenizer.decode(x_1[0].tolist()))
             perplexity = token_nll(judge, x_1).mean().exp().item()
             report["pair"].append({"model": model, "steps": steps, "seconds": seconds, "perplexity": perplexity, "text": text})

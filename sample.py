@@ -3,6 +3,7 @@
     python sample.py --model fsdfm --steps 8
     python sample.py --model dfm --steps 64 --watch          see it come into focus
     python sample.py --model fsdfm --prompt "Return the "    kept exactly, at the start
+    python sample.py --checkpoint released.pth               a published network
 
 The work is done by flow.generate; here are a command line and a terminal around it. Read next: eval.py.
 """
@@ -14,16 +15,36 @@ from pathlib import Path
 
 import torch
 
-from checkpoint import Parser, UserError, load_model, pick_device, run_command
+from checkpoint import Parser, UserError, load_checkpoint, pick_device, run_command
+from data.tokenizer import Tokenizer
 from flow import generate, sample_source
-from model import autocast
+from model import ModelConfig, Transformer, autocast
+from released import NETWORKS, is_released, load_released
 
 CHANGED, PLAIN, HOME_AND_CLEAR = "\033[7m", "\033[0m", "\033[H\033[J"
 
 
+def load_model(path, device="cpu", network=NETWORKS[0], n_head=None):
+    """A trained network (its EMA where it has one), ready to use, and its tokenizer.
+
+    From a checkpoint of train.py or a published `.pth`, told apart by their keys; `network` and `n_head` are for the
+    latter (see released.py). UserError if the file is missing, damaged or something else.
+    """
+    checkpoint = load_checkpoint(path)
+    if is_released(checkpoint):
+        return load_released(checkpoint, network, n_head).to(device), Tokenizer({"kind": "gpt2"})
+    try:
+        with torch.device("meta"):  # no memory is taken for weights that are replaced at once
+            model = Transformer(ModelConfig(**checkpoint["config"]))
+        model.load_state_dict(checkpoint["ema"] or checkpoint["model"], assign=True)
+        return model.to(device).eval(), Tokenizer(checkpoint["tokenizer"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path} is no checkpoint of this project, or one of another version of it") from error
+
+
 def printable(text):
-    """Control characters other than the line break, which a terminal might obey, as U+FFFD."""
-    return "".join(c if c == "\n" or c.isprintable() else "\ufffd" for c in text)
+    """Control characters other than line breaks and tabs, which a terminal might obey, as U+FFFD."""
+    return "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text)
 
 
 def encode_prompt(prompt, tokenizer, block_size):
@@ -65,6 +86,8 @@ class Watcher:
 def main():
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("dfm", "fsdfm"), default="fsdfm", help="which network (default: fsdfm)")
+    parser.add_argument("--checkpoint", type=Path, help="a file to use instead, ours or a published .pth (default: OUT/MODEL.pt)")
+    parser.add_argument("--n-head", type=int, help="heads of a published .pth that does not store them (default: by its width)")
     parser.add_argument("--steps", type=int, default=8, help="uniform steps from noise to text, 1 or more (default: 8)")
     parser.add_argument("--num-samples", type=int, default=1, help="how many texts (default: 1)")
     parser.add_argument("--seed", type=int, default=1, help="of every random number; the same seed, the same text (default: 1)")
@@ -82,7 +105,8 @@ def main():
         raise UserError(f"--temperature must be above 0, not {arguments.temperature}")
 
     device = pick_device(arguments.device)
-    model, tokenizer = load_model(arguments.out / f"{arguments.model}.pt", device)
+    network = "teacher_model" if arguments.model == "dfm" else NETWORKS[0]
+    model, tokenizer = load_model(arguments.checkpoint or arguments.out / f"{arguments.model}.pt", device, network, arguments.n_head)
     prompt = encode_prompt(arguments.prompt, tokenizer, model.config.block_size)
     torch.manual_seed(arguments.seed)
     x_0, frozen = noise_with_prompt(prompt, arguments.num_samples, model.config, device)

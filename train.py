@@ -36,30 +36,30 @@ PRESETS = ("tiny", "cpu", "gpu")
 SETTINGS = {
     # flag             tiny              cpu               gpu                what it is
     "block_size": (32, 128, 256, "L, tokens in a sequence"),
-    "n_layer": (2, 6, 8, "transformer blocks"),
-    "n_head": (2, 3, 8, "attention heads"),
-    "dim": (64, 192, 512, "d, width of the residual stream"),
+    "n_layer": (2, 4, 8, "transformer blocks"),
+    "n_head": (2, 2, 8, "attention heads"),
+    "dim": (64, 128, 512, "d, width of the residual stream"),
     "cond_dim": (32, 64, 128, "width of the vector that carries t and h"),
     "dropout": (0.0, 0.0, 0.0, "chance that a branch's number is dropped"),
     "source": ("uniform", "uniform", "uniform", "what x_0 is: uniform or mask"),
     "exponent": (1.0, 1.0, 1.0, "kappa(t) = t ** exponent"),
-    "batch_size": (16, 64, 128, "sequences in a forward pass, on each GPU"),
+    "batch_size": (16, 32, 64, "sequences in a forward pass, on each GPU"),
     "accumulation": (1, 1, 1, "forward passes in an iteration"),
-    "iterations": ((60, 60, 30), (300, 700, 250), (2000, 8000, 3000), "weight updates"),
-    "learning_rate": (2e-3, 2e-3, 1e-3, "at its highest"),
-    "warmup": (5, 30, 200, "iterations in which the learning rate rises"),
+    "iterations": ((60, 60, 30), (1000, 3200, 600), (2000, 20000, 3000), "weight updates"),
+    "learning_rate": ((6e-3, 6e-3, 5e-4), (6e-3, 6e-3, 5e-4), (2e-3, 2e-3, 3e-4), "at its highest"),
+    "warmup": (5, 50, 200, "iterations in which the learning rate rises"),
     "decay": (0.5, 0.5, 0.5, "last part of the iterations, in which it falls to zero"),
     "weight_decay": (0.1, 0.1, 0.1, "of the matrices"),
     "clip": (1.0, 1.0, 1.0, "largest norm of the gradient"),
-    "ema_decay": (0.98, 0.98, 0.999, "of the teacher's weights (fsdfm)"),
+    "ema_decay": (0.98, 0.98, 0.99, "of the teacher's weights (fsdfm)"),
     "teacher": ("rk4", "rk4", "rk4", "the shortcut teacher: rk4 or heun (fsdfm)"),
-    "step_weights": ("flat", "flat", "flat", "how often each step size is trained: flat, or paper (1, 2, ..., 1024 from h = 1 to 1/1024) (fsdfm)"),
-    "validate_every": (30, 100, 500, "iterations between validations and checkpoints"),
+    "step_weights": ("balanced", "balanced", "balanced", "how often each step size is trained, from h = 1 to 1/1024: flat, balanced (growing by sqrt 2) or paper (by 2) (fsdfm)"),
+    "validate_every": (30, 200, 1000, "iterations between validations and checkpoints"),
 }
 STAGES = ("judge", "dfm", "fsdfm")
-CHOICES = {"source": ("uniform", "mask"), "teacher": ("rk4", "heun"), "step_weights": ("flat", "paper")}
+CHOICES = {"source": ("uniform", "mask"), "teacher": ("rk4", "heun"), "step_weights": ("flat", "balanced", "paper")}
 TEACHERS = {"rk4": rk4_target, "heun": heun_target}
-STEP_WEIGHTS = {"flat": [1] * 11, "paper": [2**i for i in range(11)]}
+STEP_WEIGHTS = {name: [growth**i for i in range(11)] for name, growth in (("flat", 1), ("balanced", 2**0.5), ("paper", 2))}
 
 
 def preset_value(name, preset, stage):
@@ -159,9 +159,9 @@ def build_model(stage, settings, dataset, out):
 
 
 def open_log(path, start):
-    """The CSV log, with rows of iterations from `start` on (of a run that was cut short) dropped."""
+    """The CSV log, without the rows after iteration `start` that a run which was cut short may have left."""
     columns = ["iteration", "loss", "validation_loss", "learning_rate", "seconds"]
-    rows = [row for row in csv.DictReader(path.open())if int(row["iteration"]) < start] if start and path.exists() else []
+    rows = [row for row in csv.DictReader(path.open()) if int(row["iteration"]) <= start] if start and path.exists() else []
     file = path.open("w", newline="")
     writer = csv.DictWriter(file, columns)
     writer.writeheader()
@@ -278,9 +278,10 @@ def main():
             if done % settings["validate_every"] == 0 or done == settings["iterations"]:
                 row["validation_loss"] = validate()
                 bar.set_description(f"{stage} (validation {row['validation_loss']:.3f})")
-                save(done)
             log.writerow(row)
             file.flush()
+            if "validation_loss" in row:
+                save(done)
     if world > 1:
         torch.distributed.destroy_process_group()
 

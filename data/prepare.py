@@ -15,6 +15,7 @@ import json
 import platform
 import sys
 import sysconfig
+from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -79,8 +80,11 @@ def prepare(name, text, source, tokenizer="bpe", vocab_size=1024, validation=0.1
     train_text, val_text = text[:cut], text[cut:]
     replaced = 0
     if tokenizer == "char":
-        description, replaced = learn_char(train_text)
+        description = learn_char(train_text)
+        replaced = sum(n for c, n in Counter(text).items() if c not in description["characters"])
         print(f"{len(description['characters'])} characters; {replaced} rare ones in the text replaced")
+    elif tokenizer == "gpt2":
+        description = {"kind": "gpt2"}
     else:
         description = learn_bpe(train_text, vocab_size)
     tokens = Tokenizer(description)
@@ -112,7 +116,7 @@ def main():
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="pydocs, or a name of your own for --text; the folder in data/ that is written")
     parser.add_argument("--text", nargs="+", metavar="FILE", help="UTF-8 files to use instead of pydocs (default: none)")
-    parser.add_argument("--tokenizer", choices=("bpe", "char"), default="bpe", help="byte pairs learned here, or characters (default: bpe)")
+    parser.add_argument("--tokenizer", choices=("bpe", "char", "gpt2"), default="bpe", help="byte pairs learned here, characters, or GPT-2's byte pairs (default: bpe)")
     parser.add_argument("--vocab-size", type=int, default=1024, help="tokens of bpe, 257 to 65536 (default: 1024)")
     parser.add_argument("--validation", type=float, default=0.1, help="part of the text, its tail, that is held out (default: 0.1)")
     arguments = parser.parse_args()

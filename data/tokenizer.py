@@ -4,6 +4,7 @@
 `bpe`:  byte-level byte-pair encoding (Sennrich et al., 2016; the byte-level form is GPT-2's). Start with the 256
         bytes; again and again join the most frequent pair of neighbours into a new token. Learning is done here, in
         Python, once; encoding is tiktoken's, which is fast.
+`gpt2`: GPT-2's own 50,257 byte pairs. tiktoken downloads them at first use, into TIKTOKEN_CACHE_DIR if that is set.
 
     learn_bpe("aaabdaaabac", 258): the commonest pair is (a, a) -> token 256; then (aa, a) or (a, b) -> token 257.
 
@@ -14,16 +15,16 @@ import base64
 import re
 from collections import Counter, defaultdict
 
+from checkpoint import UserError
+
 RARE = "\ufffd"
 PATTERN = r"[A-Za-z]+| [A-Za-z]+|[0-9]+| [0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s"  # pairs never cross these pieces
 
 
 def learn_char(text, min_count=20):
-    """A char tokenizer's description, and how many characters of `text` it replaces."""
+    """A char tokenizer's description: the characters that `text` has at least min_count times, and RARE."""
     counts = Counter(text)
-    kept = sorted(c for c, n in counts.items() if n >= min_count and c != RARE)
-    replaced = sum(counts.values()) - sum(counts[c] for c in kept)
-    return {"kind": "char", "characters": kept + [RARE]}, replaced
+    return {"kind": "char", "characters": sorted(c for c, n in counts.items() if n >= min_count and c != RARE) + [RARE]}
 
 
 def learn_bpe(text, vocab_size):
@@ -66,6 +67,16 @@ def learn_bpe(text, vocab_size):
     return {"kind": "bpe", "tokens": [base64.b64encode(token).decode() for token in tokens]}
 
 
+def gpt2_encoding():
+    """GPT-2's tiktoken.Encoding; UserError if it is not on this machine and cannot be downloaded."""
+    import tiktoken
+
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except Exception as error:  # tiktoken lets through whatever the download raises
+        raise UserError(f"GPT-2's tokens are not here and cannot be downloaded ({type(error).__name__}): set TIKTOKEN_CACHE_DIR to a folder that has them, or go online once") from error
+
+
 class Tokenizer:
     """encode(text) -> list of ids, decode(ids) -> text, vocab_size; made from a description."""
 
@@ -75,6 +86,9 @@ class Tokenizer:
             self.characters = description["characters"]
             self.ids = {c: i for i, c in enumerate(self.characters)}
             self.vocab_size = len(self.characters)
+        elif description["kind"] == "gpt2":
+            self.bpe = gpt2_encoding()
+            self.vocab_size = self.bpe.n_vocab
         else:
             import tiktoken
 
