@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 
+from checkpoint import UserError
 from conftest import ROOT
-from data.tokenizer import Tokenizer
+from data.tokenizer import Tokenizer, gpt2_encoding
 
 TINY = ["--preset", "tiny"]
 
@@ -208,6 +209,57 @@ def test_characters(trained, tmp_path):
 def test_a_damaged_checkpoint(trained, tmp_path):
     (tmp_path / "fsdfm.pt").write_bytes((trained / "out/fsdfm.pt").read_bytes()[:5000])
     assert "not a readable checkpoint" in error_line(trained, "sample.py", "--out", tmp_path)
+
+
+def released_file(path, rows):
+    """A file of the published format: a step-aware network of width 8 with `rows` tokens, random weights."""
+    width, cond = 8, 4
+    sizes = {"vocab_embed.weight": (rows, width), "time_condition_fuser.weight": (2 * cond, 2 * cond), "time_condition_fuser.bias": (2 * cond,)}
+    for name in ("time_embedding", "dt_embedding"):
+        sizes |= {f"{name}.mlp.0.weight": (cond, 256), f"{name}.mlp.0.bias": (cond,), f"{name}.mlp.2.weight": (cond, cond), f"{name}.mlp.2.bias": (cond,)}
+    block = {"norm1.weight": (width,), "norm2.weight": (width,), "mlp.0.weight": (4 * width, width), "mlp.0.bias": (4 * width,)}
+    block |= {f"{name}.weight": (width, width) for name in ("qw", "kw", "vw", "attn_out")}
+    block |= {"mlp.2.weight": (width, 4 * width), "mlp.2.bias": (width,), "condition_fuser.weight": (cond, 2 * cond), "condition_fuser.bias": (cond,)}
+    block |= {"adaLN_modulation.weight": (6 * width, cond), "adaLN_modulation.bias": (6 * width,)}
+    sizes |= {f"blocks.0.{name}": size for name, size in block.items()}
+    head = {"norm_final.weight": (width,), "linear.weight": (rows, width), "linear.bias": (rows,), "condition_fuser.weight": (cond, 2 * cond)}
+    head |= {"condition_fuser.bias": (cond,), "adaLN_modulation.weight": (2 * width, cond), "adaLN_modulation.bias": (2 * width,)}
+    sizes |= {f"output_layer.{name}": size for name, size in head.items()}
+    torch.save({"student_ema_model": {f"module.{name}": torch.randn(size) for name, size in sizes.items()}, "step": 1}, path)
+
+
+def test_a_released_checkpoint(project, tmp_path):
+    """From the published format to text; the head count, which this file does not store, comes from a flag."""
+    try:
+        gpt2_encoding()
+    except UserError:
+        pytest.skip("needs GPT-2's tokens: a network, or TIKTOKEN_CACHE_DIR")
+    for rows in (50257, 50258):  # uniform and mask source
+        released_file(tmp_path / "released.pth", rows)
+        command = ["sample.py", "--checkpoint", tmp_path / "released.pth", "--steps", 2]
+        assert len(run(project, *command, "--n-head", 2, "--prompt", "Once upon").stdout) > 1000
+        assert "give --n-head" in error_line(project, *command)
+        assert "3 heads do not fit" in error_line(project, *command, "--n-head", 3)
+        assert "no teacher_model" in error_line(project, *command, "--n-head", 2, "--model", "dfm")
+    released_file(tmp_path / "released.pth", 300)
+    assert "300 tokens" in error_line(project, *command, "--n-head", 2)
+    content = (tmp_path / "released.pth").read_bytes()
+    (tmp_path / "released.pth").write_bytes(content[: len(content) // 2])
+    assert "not a readable checkpoint" in error_line(project, *command, "--n-head", 2)
+
+
+def test_a_checkpoint_is_data(project, tmp_path):
+    """A pickle that would run code when loaded is refused, and runs nothing."""
+
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "sprung",)
+
+    torch.save({"model": Trap()}, tmp_path / "trap.pt")
+    assert "not a readable checkpoint" in error_line(project, "sample.py", "--checkpoint", tmp_path / "trap.pt")
+    assert not (tmp_path / "sprung").exists()
+    torch.save({"something": 1}, tmp_path / "else.pt")
+    assert "no checkpoint of this project" in error_line(project, "sample.py", "--checkpoint", tmp_path / "else.pt")
 
 
 def test_a_full_disk_loses_nothing(trained, tmp_path):
