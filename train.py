@@ -40,26 +40,34 @@ SETTINGS = {
     "n_head": (2, 2, 8, "attention heads"),
     "dim": (64, 128, 512, "d, width of the residual stream"),
     "cond_dim": (32, 64, 128, "width of the vector that carries t and h"),
-    "dropout": (0.0, 0.0, 0.0, "chance that a branch's number is dropped"),
+    "dropout": (0.0, (0.1, 0.0, 0.0), (0.1, 0.0, 0.0), "chance that a branch's number is dropped"),
     "source": ("uniform", "uniform", "uniform", "what x_0 is: uniform or mask"),
     "exponent": (1.0, 1.0, 1.0, "kappa(t) = t ** exponent"),
     "batch_size": (16, 32, 64, "sequences in a forward pass, on each GPU"),
     "accumulation": (1, 1, 1, "forward passes in an iteration"),
-    "iterations": ((60, 60, 30), (1000, 3200, 600), (2000, 20000, 3000), "weight updates"),
-    "learning_rate": ((6e-3, 6e-3, 5e-4), (6e-3, 6e-3, 5e-4), (2e-3, 2e-3, 3e-4), "at its highest"),
+    "iterations": ((60, 60, 30), (1000, 3200, 800), (2000, 20000, 3000), "weight updates"),
+    "learning_rate": ((6e-3, 6e-3, 6e-4), (6e-3, 6e-3, 6e-4), (2e-3, 2e-3, 3e-4), "at its highest"),
     "warmup": (5, 50, 200, "iterations in which the learning rate rises"),
     "decay": (0.5, 0.5, 0.5, "last part of the iterations, in which it falls to zero"),
     "weight_decay": (0.1, 0.1, 0.1, "of the matrices"),
     "clip": (1.0, 1.0, 1.0, "largest norm of the gradient"),
     "ema_decay": (0.98, 0.98, 0.99, "of the teacher's weights (fsdfm)"),
     "teacher": ("rk4", "rk4", "rk4", "the shortcut teacher: rk4 or heun (fsdfm)"),
-    "step_weights": ("balanced", "balanced", "balanced", "how often each step size is trained, from h = 1 to 1/1024: flat, balanced (growing by sqrt 2) or paper (by 2) (fsdfm)"),
+    "step_weights": ("balanced", "balanced", "balanced", "how often each step size is trained: flat, balanced or paper (1, 2, ..., 1024 from h = 1 to 1/1024) (fsdfm)"),
     "validate_every": (30, 200, 1000, "iterations between validations and checkpoints"),
 }
 STAGES = ("judge", "dfm", "fsdfm")
 CHOICES = {"source": ("uniform", "mask"), "teacher": ("rk4", "heun"), "step_weights": ("flat", "balanced", "paper")}
+NETWORK = ("block_size", "n_layer", "n_head", "dim", "cond_dim", "source", "exponent")
+FRACTIONS = ("dropout", "decay", "ema_decay")
+MAY_BE_ZERO = ("dropout", "decay", "ema_decay", "warmup", "weight_decay")
 TEACHERS = {"rk4": rk4_target, "heun": heun_target}
-STEP_WEIGHTS = {name: [growth**i for i in range(11)] for name, growth in (("flat", 1), ("balanced", 2**0.5), ("paper", 2))}
+STEP_WEIGHTS = {  # of h = 1, 1/2, ..., 1/1024
+    "flat": [1] * 11,
+    # Few of the largest steps, whose text grows dull (entropy falls) when they are trained much: README, "Choices".
+    "balanced": [1, 1.5, 2, 4, 7, 10, 11, 11, 12, 14, 28],
+    "paper": [2**i for i in range(11)],
+}
 
 
 def preset_value(name, preset, stage):
@@ -89,8 +97,13 @@ def parse_arguments():
     settings = {name: preset_value(name, preset, arguments.stage) for name in SETTINGS}
     given = {name: value for name in SETTINGS if (value := getattr(arguments, name)) is not None}
     for name, value in given.items():
-        if isinstance(value, (int, float)) and value <= 0 and name not in ("dropout", "weight_decay", "warmup", "decay", "ema_decay"):
-            raise UserError(f"--{name.replace('_', '-')} must be above 0, not {value}")
+        if isinstance(value, str):
+            continue
+        low, high = (0, 1) if name in FRACTIONS else (0, 1e9)
+        if not low <= value <= high or (value == 0 and name not in MAY_BE_ZERO):
+            raise UserError(f"--{name.replace('_', '-')} cannot be {value}")
+    if arguments.stage == "fsdfm" and (shape := [name for name in given if name in NETWORK]):
+        raise UserError(f"the student's network is the DFM's: leave out --{shape[0].replace('_', '-')}")
     settings |= given
     if settings["dim"] % (2 * settings["n_head"]):
         raise UserError(f"--dim {settings['dim']} must be an even multiple of --n-head {settings['n_head']}")
@@ -141,8 +154,8 @@ def make_loss(stage, settings, ema):
 
 def build_model(stage, settings, dataset, out):
     """A network to start from: fresh, or for fsdfm the trained DFM made step-aware."""
-    names = ("block_size", "n_layer", "n_head", "dim", "cond_dim", "dropout", "source", "exponent")
-    config = ModelConfig(vocab_size=dataset.tokenizer.vocab_size, **{name: settings[name] for name in names})
+    shape = {name: settings[name] for name in (*NETWORK, "dropout")}
+    config = ModelConfig(vocab_size=dataset.tokenizer.vocab_size, **shape)
     if stage == "judge":
         return Transformer(replace(config, causal=True, source="uniform"))
     if stage == "dfm":
@@ -199,8 +212,6 @@ def main():
             return
     elif path.exists() and not arguments.overwrite:
         raise UserError(f"{path} exists: --resume goes on with it, --overwrite starts again")
-    dataset.must_fill(settings["block_size"])
-
     # network, teacher, optimizers
     torch.manual_seed(arguments.seed)
     if checkpoint:
@@ -209,6 +220,8 @@ def main():
     else:
         model = build_model(stage, settings, dataset, arguments.out)
     model.to(device)
+    batch_shape = (settings["batch_size"], model.config.block_size)  # (B, L)
+    dataset.must_fill(model.config.block_size)
     ema = None
     if stage == "fsdfm":
         ema = copy.deepcopy(model).requires_grad_(False).eval()
@@ -233,7 +246,7 @@ def main():
         judged.eval()
         torch.manual_seed(0)
         with autocast(device):
-            losses = [loss_of(judged, dataset.batch("val", settings["batch_size"], settings["block_size"], device)) for _ in range(4)]
+            losses = [loss_of(judged, dataset.batch("val", *batch_shape, device)) for _ in range(4)]
         model.train()
         return torch.stack(losses).mean().item()
 
@@ -258,7 +271,7 @@ def main():
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(iteration, settings)
         for micro_step in range(settings["accumulation"]):
-            x_1 = dataset.batch("train", settings["batch_size"], settings["block_size"], device)  # (B, L)
+            x_1 = dataset.batch("train", *batch_shape, device)  # (B, L)
             last = micro_step == settings["accumulation"] - 1
             with nullcontext() if last or world == 1 else network.no_sync(), autocast(device):
                 loss = loss_of(network, x_1) / settings["accumulation"]

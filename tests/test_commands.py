@@ -180,7 +180,10 @@ def test_a_student_needs_a_finished_teacher(trained, tmp_path):
     [
         (["train.py", "dfm", "--preset", "huge"], "huge"),
         (["train.py", "gan"], "gan"),
-        (["train.py", "dfm", "--batch-size", "0"], "--batch-size must be"),
+        (["train.py", "dfm", "--batch-size", "0"], "--batch-size cannot be 0"),
+        (["train.py", "dfm", "--learning-rate", "nan"], "--learning-rate cannot be nan"),
+        (["train.py", "judge", "--dropout", "1.5"], "--dropout cannot be 1.5"),
+        (["train.py", "fsdfm", "--dim", "32", "--out", "fresh"], "the student's network is the DFM's"),
         (["train.py", "dfm", "--device", "abacus"], "abacus"),
         (["train.py", "dfm", "--device", "cuda"], "cuda"),
         (["train.py", "dfm", "--dim", "50", "--n-head", "4", "--out", "fresh"], "--dim"),
