@@ -1,11 +1,12 @@
 """Files that survive, and errors in one line.
 
-Everything this project writes goes to a temporary name beside the final one and is renamed when it is complete, so
-a killed run leaves the old file or the new one, never half of one. Everything it reads may be missing, cut short or
+Checkpoints, data, reports and pictures go to a temporary name beside the final one and are renamed when complete, so a
+killed run leaves the old file or the new one, never half of one (the CSV logs, a line at a time, are the exception). Everything it reads may be missing, cut short or
 from another model; what is expected to go wrong raises `UserError`, which a command turns into one line and exit 2.
 """
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -24,12 +25,24 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
 
+def seed_number(text):
+    """The type of --seed: 0 to 2**32 - 1."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to {2**32 - 1}")
+    return int(text)
+
+
 def run_command(main):
-    """Calls main(); a UserError becomes one line on stderr and exit status 2, Ctrl-C exits with 130."""
+    """Calls main(); an expected error becomes one line on stderr and exit status 2, Ctrl-C exits with 130."""
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader has gone, as in `python sample.py | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -44,8 +57,9 @@ def write_safely(path, write):
         write(temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error}") from error
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise UserError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
 
 
 def save_checkpoint(path, checkpoint):
@@ -62,6 +76,12 @@ def load_checkpoint(path):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever a damaged file makes torch raise
         raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__}): make or download it again") from error
+
+
+def must_be_ours(checkpoint, path):
+    """UserError unless the dict is one that train.py saved."""
+    if not isinstance(checkpoint, dict) or not {"stage", "iteration", "config", "settings", "tokenizer", "model", "ema"} <= checkpoint.keys():
+        raise UserError(f"{path} is no checkpoint of this project, or one of another version of it")
 
 
 def pick_device(name=None):

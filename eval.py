@@ -2,7 +2,7 @@
 
     python eval.py                        both models at 1, 2, 4, ..., 1,024 steps -> out/eval.json, and a table
     python eval.py --steps 1 8 64
-    python eval.py --released released.pth --data mine        the published networks; the judge must know GPT-2's tokens
+    python eval.py --dfm FILE --fsdfm FILE --data mine    published networks; the judge must know GPT-2's tokens
 
 Perplexity  exp of the judge's mean negative log likelihood (nats) of the next token, taken per sample and then averaged
             over samples, the paper's convention; `corpus` is exp of the mean over all tokens of all samples.
@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from checkpoint import Parser, UserError, pick_device, run_command, write_safely
+from checkpoint import Parser, UserError, pick_device, run_command, seed_number, write_safely
 from data.dataset import Dataset
 from flow import generate, sample_source
 from model import autocast
@@ -77,13 +77,14 @@ def measure(x, judge):
     return row
 
 
-def timed_samples(model, shape, steps, seed, batch_size):
-    """Texts of `shape` (N, L), at most batch_size at a time, and the wall-clock seconds they took."""
+def timed_samples(model, shape, steps, seed, batch_size, callback=None):
+    """Texts of `shape` (N, L), at most batch_size at a time, and the wall-clock seconds they took. The callback is
+    that of flow.generate."""
     torch.manual_seed(seed)
     device = next(model.parameters()).device
     began = time.perf_counter()
     with autocast(device):
-        parts = [generate(model, part, steps) for part in sample_source(shape, model.config, device).split(batch_size)]
+        parts = [generate(model, part, steps, callback=callback) for part in sample_source(shape, model.config, device).split(batch_size)]
     x_1 = torch.cat(parts).cpu()  # waits for the device
     return x_1.to(device), time.perf_counter() - began
 
@@ -115,25 +116,27 @@ def side_by_side(pair, width=58):
 
 
 def fingerprint(paths):
-    """A hash of the files: a report is continued only if the networks are still the same."""
-    digest = hashlib.sha256()
+    """A hash for each file: a report is continued only if the networks are still the same."""
+    hashes = []
     for path in paths:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+        with path.open("rb") as file:
+            hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return hashes
 
 
 def main():
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="pydocs", help="name given to data/prepare.py, for the real text (default: pydocs)")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the checkpoints and of eval.json (default: out)")
-    parser.add_argument("--released", type=Path, help="a published .pth that holds dfm and fsdfm (default: OUT/dfm.pt and OUT/fsdfm.pt)")
+    parser.add_argument("--dfm", type=Path, help="a file to use instead, ours or a published .pth (default: OUT/dfm.pt)")
+    parser.add_argument("--fsdfm", type=Path, help="a file to use instead, ours or a published .pth (default: OUT/fsdfm.pt)")
     parser.add_argument("--n-head", type=int, help="heads of a published .pth that does not store them (default: by its width)")
     parser.add_argument("--length", type=int, help="tokens of a text (default: those of a training sequence)")
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS, metavar="N", help="numbers of steps (default: 1 2 4 ... 1024)")
     parser.add_argument("--num-samples", type=int, default=64, help="texts for each model and number of steps (default: 64)")
     parser.add_argument("--slow-samples", type=int, help=f"texts at {SLOW} steps and more (default: 16 on a CPU, else as many)")
     parser.add_argument("--batch-size", type=int, default=64, help="texts made at a time (default: 64)")
-    parser.add_argument("--seed", type=int, default=1, help="of every random number (default: 1)")
+    parser.add_argument("--seed", type=seed_number, default=1, help="of every random number (default: 1)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
     arguments = parser.parse_args()
     for name in ("num_samples", "slow_samples", "batch_size", "length"):
@@ -145,7 +148,9 @@ def main():
     device = pick_device(arguments.device)
     slow_samples = arguments.slow_samples or (min(16, arguments.num_samples) if device.type == "cpu" else arguments.num_samples)
     judge, tokenizer = load_model(arguments.out / "judge.pt", device)
-    paths = {name: arguments.released or arguments.out / f"{name}.pt" for name in ("dfm", "fsdfm")}
+    if not judge.config.causal:
+        raise UserError(f"{arguments.out / 'judge.pt'} is no judge: make it with `python train.py judge`")
+    paths = {"dfm": arguments.dfm or arguments.out / "dfm.pt", "fsdfm": arguments.fsdfm or arguments.out / "fsdfm.pt"}
     networks = {}
     for name, of_released in (("dfm", "teacher_model"), ("fsdfm", "student_ema_model")):
         networks[name], tokens = load_model(paths[name], device, of_released, arguments.n_head)
@@ -155,17 +160,23 @@ def main():
     if dataset.tokenizer.description != tokenizer.description:
         raise UserError(f"{arguments.out / 'judge.pt'} judges other tokens than those of data/{dataset.name}: name the --data it was trained on")
     length = arguments.length or networks["dfm"].config.block_size
+    if length < 4:
+        raise UserError(f"a text of {length} tokens has no 4-grams: use --length 4 or more")
     dataset.must_fill(length)
 
     # a report of the same networks and seed is continued, row by row
     report_path = arguments.out / "eval.json"
     files = [arguments.out / "judge.pt", *paths.values()]
-    key = {"networks": fingerprint(files), "seed": arguments.seed, "length": length, "text": dataset.meta["text_sha256"]}
+    key = {"networks": fingerprint(files), "seed": arguments.seed, "length": length, "batch_size": arguments.batch_size}
+    key["text"] = dataset.meta["text_sha256"]
     try:
         report = json.loads(report_path.read_text()) if report_path.exists() else {}
-    except ValueError as error:
+        continued = report.get("key") == key
+    except (ValueError, AttributeError) as error:
         raise UserError(f"{report_path} is damaged: delete it and run this again") from error
-    if report.get("key") != key:
+    if not continued:
+        if report:
+            print(f"{report_path} is of other networks, seed or length: starting a new one")
         machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
         report = {"key": key, "machine": machine, "torch": torch.__version__, "length": length, "rows": []}
 
@@ -177,20 +188,27 @@ def main():
     rows = {(row["model"], row["steps"]): row for row in report["rows"]}
     jobs = [(model, steps, slow_samples if steps >= SLOW else arguments.num_samples) for model in networks for steps in arguments.steps]
     bar = tqdm(total=sum(steps * samples for _, steps, samples in jobs), desc="eval", unit="step", unit_scale=True)
+
+    def progress(step, x_t):
+        bar.update(len(x_t))
+
     for model, steps, samples in jobs:
         if rows.get((model, steps), {}).get("samples") != samples:
-            x_1, seconds = timed_samples(networks[model], (samples, length), steps, arguments.seed, arguments.batch_size)
+            timed_samples(networks[model], (samples, length), 1, arguments.seed, arguments.batch_size)  # warm-up
+            x_1, seconds = timed_samples(networks[model], (samples, length), steps, arguments.seed, arguments.batch_size, progress)
             rows[model, steps] = {"model": model, "steps": steps, "seconds_per_sample": seconds / samples} | measure(x_1, judge)
             report["rows"] = [rows[job] for job in sorted(rows)]
             save()
             bar.set_postfix_str(f"{model}, {steps} steps: perplexity {rows[model, steps]['perplexity']:.1f}")
-        bar.update(steps * samples)
+        else:
+            bar.update(steps * samples)
     bar.close()
 
     # one sample of each model, the first of its seed, alone in its batch
-    if "pair" not in report:
+    wanted = [("dfm", max(steps for _, steps in rows)), ("fsdfm", 8)]
+    if [(sample["model"], sample["steps"]) for sample in report.get("pair", [])] != wanted:
         report["pair"] = []
-        for model, steps in (("dfm", max(arguments.steps)), ("fsdfm", 8)):
+        for model, steps in wanted:
             x_1, seconds = timed_samples(networks[model], (1, length), steps, arguments.seed, 1)
             text = printable(tokenizer.decode(x_1[0].tolist()))
             perplexity = token_nll(judge, x_1).mean().exp().item()

@@ -21,7 +21,7 @@ cumulative scalar). Read next: distill.py.
 import torch
 import torch.nn.functional as F
 
-LAST_TIME = 1 - 1e-3  # training stops here: the loss's weight, kappa' / (1 - kappa), has no limit at t = 1
+LAST_TIME = 1 - 1e-3  # DFM is trained up to here: the loss's weight, kappa' / (1 - kappa), has no limit at t = 1
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ def sample_path(x_1, t, config):
 
 
 def sample_times(batch_size, device=None):
-    """(B,) times spread evenly over [0, 1) with one shared random offset: uniform, and far less noisy than B draws."""
+    """(B,) times spread evenly over [0, LAST_TIME) with one shared random offset: uniform, and far less noisy than B draws."""
     offset = torch.rand((), device=device)
     return (torch.arange(batch_size, device=device) / batch_size + offset) % 1 * LAST_TIME
 
@@ -115,7 +115,7 @@ def categorical(probs):
     Inverse cumulative sum: one uniform number a row instead of V, and in float64, since a tail that rounding cuts off
     lowers the temperature in secret. A weight of zero is never drawn.
     """
-    cumulative = probs.double().cumsum(-1)  # (N, V)
+    cumulative = probs.cumsum(-1, dtype=torch.float64)  # (N, V)
     target = torch.rand(len(probs), 1, dtype=torch.float64, device=probs.device) * cumulative[:, -1:]
     drawn = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
     return drawn.clamp(max=probs.shape[-1] - 1)
@@ -169,7 +169,8 @@ def generate(model, x_0, steps, frozen=None, temperature=1.0, callback=None, pro
     x_t = x_0
     for step, (t, h) in enumerate(step_times(steps), start=1):
         t, h = torch.full((len(x_t),), t, device=x_t.device), torch.full((len(x_t),), h, device=x_t.device)
-        x_next = jump(x_t, model(x_t, t, h) / temperature, t, h, model.config, probability)
+        logits = text_logits(model(x_t, t, h), model.config) / temperature  # (B, L, V)
+        x_next = jump(x_t, logits, t, h, model.config, probability)
         x_t = x_next if frozen is None else torch.where(frozen, x_t, x_next)
         if callback is not None:
             callback(step, x_t)

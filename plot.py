@@ -55,7 +55,7 @@ def main():
         raise UserError(f"there is no {path}: make it with `python eval.py`")
     try:
         figure = draw(json.loads(path.read_text()))
-    except (ValueError, KeyError, IndexError) as error:
+    except (ValueError, KeyError, IndexError, TypeError) as error:
         raise UserError(f"{path} is not a report of eval.py ({type(error).__name__}): delete it and run `python eval.py`") from error
     picture = arguments.out / "curve.png"
     write_safely(picture, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))

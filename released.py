@@ -1,7 +1,7 @@
 """The published FS-DFM checkpoints, loaded into our network.
 
 A released `.pth` is a dict of state dicts: `teacher_model` (the many-step DFM), `student_model` and
-`student_ema_model` (FS-DFM). The network is the same as ours under other names, with q, k and v apart, and t and h
+`student_ema_model` (FS-DFM); one that holds a DFM alone calls it `model`. The network is the same as ours under other names, with q, k and v apart, and t and h
 fed into the sinusoids as they are (time_scale = 1). Its tokens are GPT-2's.
 """
 
@@ -12,7 +12,7 @@ import torch
 from checkpoint import UserError
 from model import ModelConfig, Transformer
 
-NETWORKS = ("student_ema_model", "student_model", "teacher_model")
+NETWORKS = ("student_ema_model", "student_model", "teacher_model", "model")
 HEADS = {768: 12, 2048: 32}  # by width, of the two published sizes
 RENAMED = [
     ("vocab_embed", "embedding"),
@@ -28,7 +28,8 @@ RENAMED = [
 
 def is_released(checkpoint):
     """Whether a loaded file is of the published format, told by its keys."""
-    return isinstance(checkpoint, dict) and any(name in checkpoint for name in NETWORKS)
+    networks = [checkpoint.get(name) for name in NETWORKS] if isinstance(checkpoint, dict) else []
+    return any(isinstance(state, dict) and any("vocab_embed" in name for name in state) for state in networks)
 
 
 def our_name(name):
@@ -38,7 +39,8 @@ def our_name(name):
 
 
 def our_state(state):
-    """A published state dict -> ours: prefixes of wrappers dropped, names changed, q, k and v joined."""
+    """A published state dict -> ours, and its rotary table if it has one: prefixes of wrappers dropped, names changed,
+    q, k and v joined."""
     state = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in state.items()}
     ours = {our_name(name): value for name, value in state.items() if not re.search(r"\.[qkv]w\.|inv_freq", name)}
     for name in state:
@@ -57,18 +59,20 @@ def load_released(checkpoint, network="student_ema_model", n_head=None, vocab_si
     `n_head`. One row more than `vocab_size` in the embedding means a MASK token. Tensors of a memory-mapped file stay
     on the disk until used (only q, k, v are copied, to be joined). UserError says what does not fit.
     """
+    if network not in checkpoint and "model" in checkpoint:
+        network = "model"
     if network not in checkpoint:
         raise UserError(f"the checkpoint has no {network}, only {', '.join(name for name in NETWORKS if name in checkpoint)}")
     state, rotary = our_state(checkpoint[network])
     try:
         rows, dim = state["embedding.weight"].shape
         cond_dim = state["condition.time_embedding.mlp.2.weight"].shape[0]
-    except KeyError as error:
-        raise UserError(f"the checkpoint's {network} is not an FS-DFM network: it has no {error}") from error
-    stored = dim // (2 * len(rotary)) if rotary is not None else HEADS.get(dim)
+        stored = dim // (2 * len(rotary)) if rotary is not None else HEADS.get(dim)
+    except (KeyError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"the checkpoint's {network} is not an FS-DFM network ({error})") from error
     if n_head is None and stored is None:
         raise UserError(f"the checkpoint does not store its number of heads, and {dim} is no published width: give --n-head")
-    if n_head is not None and (dim % (2 * n_head) or (rotary is not None and n_head != stored)):
+    if n_head is not None and (n_head < 1 or dim % (2 * n_head) or (rotary is not None and n_head != stored)):
         raise UserError(f"{n_head} heads do not fit this checkpoint" + (f", which has {stored}" if stored else f" of width {dim}"))
     if rows not in (vocab_size, vocab_size + 1):
         raise UserError(f"the checkpoint has {rows} tokens, and its tokenizer {vocab_size}")

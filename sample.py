@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from checkpoint import Parser, UserError, load_checkpoint, pick_device, run_command
+from checkpoint import Parser, UserError, load_checkpoint, must_be_ours, pick_device, run_command, seed_number
 from data.tokenizer import Tokenizer
 from flow import generate, sample_source
 from model import ModelConfig, Transformer, autocast
@@ -33,13 +33,11 @@ def load_model(path, device="cpu", network=NETWORKS[0], n_head=None):
     checkpoint = load_checkpoint(path)
     if is_released(checkpoint):
         return load_released(checkpoint, network, n_head).to(device), Tokenizer({"kind": "gpt2"})
-    try:
-        with torch.device("meta"):  # no memory is taken for weights that are replaced at once
-            model = Transformer(ModelConfig(**checkpoint["config"]))
-        model.load_state_dict(checkpoint["ema"] or checkpoint["model"], assign=True)
-        return model.to(device).eval(), Tokenizer(checkpoint["tokenizer"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path} is no checkpoint of this project, or one of another version of it") from error
+    must_be_ours(checkpoint, path)
+    with torch.device("meta"):  # no memory is taken for weights that are replaced at once
+        model = Transformer(ModelConfig(**checkpoint["config"]))
+    model.load_state_dict(checkpoint["ema"] or checkpoint["model"], assign=True)
+    return model.to(device).eval(), Tokenizer(checkpoint["tokenizer"])
 
 
 def printable(text):
@@ -90,7 +88,7 @@ def main():
     parser.add_argument("--n-head", type=int, help="heads of a published .pth that does not store them (default: by its width)")
     parser.add_argument("--steps", type=int, default=8, help="uniform steps from noise to text, 1 or more (default: 8)")
     parser.add_argument("--num-samples", type=int, default=1, help="how many texts (default: 1)")
-    parser.add_argument("--seed", type=int, default=1, help="of every random number; the same seed, the same text (default: 1)")
+    parser.add_argument("--seed", type=seed_number, default=1, help="of every random number; the same seed, the same text (default: 1)")
     parser.add_argument("--prompt", default="", help="text to begin with, kept exactly as given (default: none)")
     parser.add_argument("--temperature", type=float, default=1.0, help="divides the logits; below 1 is safer and duller (default: 1)")
     parser.add_argument("--watch", action="store_true", help="redraw the first text after every step (default: no)")
@@ -107,6 +105,8 @@ def main():
     device = pick_device(arguments.device)
     network = "teacher_model" if arguments.model == "dfm" else NETWORKS[0]
     model, tokenizer = load_model(arguments.checkpoint or arguments.out / f"{arguments.model}.pt", device, network, arguments.n_head)
+    if model.config.causal:
+        raise UserError("a judge scores text and cannot write it: use --model dfm or fsdfm")
     prompt = encode_prompt(arguments.prompt, tokenizer, model.config.block_size)
     torch.manual_seed(arguments.seed)
     x_0, frozen = noise_with_prompt(prompt, arguments.num_samples, model.config, device)
@@ -120,7 +120,7 @@ def main():
         if number > 1:
             print("\n" + "-" * 80)
         print(text)
-    print(f"[{arguments.model}, {arguments.steps} steps, {seconds:.2f} s for {len(texts)}]", file=sys.stderr)
+    print(f"[{arguments.checkpoint or arguments.model}, {arguments.steps} steps, {seconds:.2f} s for {len(texts)}]", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from checkpoint import Parser, UserError, load_checkpoint, pick_device, run_command, save_checkpoint
+from checkpoint import Parser, UserError, load_checkpoint, must_be_ours, pick_device, run_command, save_checkpoint
 from data.dataset import Dataset
 from distill import distillation_loss, heun_target, rk4_target, update_ema
 from flow import generalized_kl, sample_path, sample_times
@@ -45,7 +45,7 @@ SETTINGS = {
     "exponent": (1.0, 1.0, 1.0, "kappa(t) = t ** exponent"),
     "batch_size": (16, 32, 64, "sequences in a forward pass, on each GPU"),
     "accumulation": (1, 1, 1, "forward passes in an iteration"),
-    "iterations": ((60, 60, 30), (1000, 3200, 800), (2000, 20000, 3000), "weight updates"),
+    "iterations": ((60, 60, 30), (600, 3200, 1100), (2000, 20000, 3000), "weight updates"),
     "learning_rate": ((6e-3, 6e-3, 6e-4), (6e-3, 6e-3, 6e-4), (2e-3, 2e-3, 3e-4), "at its highest"),
     "warmup": (5, 50, 200, "iterations in which the learning rate rises"),
     "decay": (0.5, 0.5, 0.5, "last part of the iterations, in which it falls to zero"),
@@ -54,18 +54,19 @@ SETTINGS = {
     "ema_decay": (0.98, 0.98, 0.99, "of the teacher's weights (fsdfm)"),
     "teacher": ("rk4", "rk4", "rk4", "the shortcut teacher: rk4 or heun (fsdfm)"),
     "step_weights": ("balanced", "balanced", "balanced", "how often each step size is trained: flat, balanced or paper (1, 2, ..., 1024 from h = 1 to 1/1024) (fsdfm)"),
+    "seed": (1, 1, 1, "of every random number"),
     "validate_every": (30, 200, 1000, "iterations between validations and checkpoints"),
 }
 STAGES = ("judge", "dfm", "fsdfm")
 CHOICES = {"source": ("uniform", "mask"), "teacher": ("rk4", "heun"), "step_weights": ("flat", "balanced", "paper")}
 NETWORK = ("block_size", "n_layer", "n_head", "dim", "cond_dim", "source", "exponent")
 FRACTIONS = ("dropout", "decay", "ema_decay")
-MAY_BE_ZERO = ("dropout", "decay", "ema_decay", "warmup", "weight_decay")
+MAY_BE_ZERO = ("seed", "dropout", "decay", "ema_decay", "warmup", "weight_decay")
 TEACHERS = {"rk4": rk4_target, "heun": heun_target}
 STEP_WEIGHTS = {  # of h = 1, 1/2, ..., 1/1024
     "flat": [1] * 11,
     # Few of the largest steps, whose text grows dull (entropy falls) when they are trained much: README, "Choices".
-    "balanced": [1, 1.5, 2, 4, 7, 10, 11, 11, 12, 14, 28],
+    "balanced": [0.6, 0.8, 1.2, 3, 8, 12, 13, 12, 12, 13, 24.4],
     "paper": [2**i for i in range(11)],
 }
 
@@ -81,29 +82,28 @@ def parse_arguments():
     parser.add_argument("--data", default="pydocs", help="name given to data/prepare.py (default: pydocs)")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the checkpoints and logs (default: out)")
     parser.add_argument("--preset", choices=PRESETS, help="a column of the table below (default: gpu with CUDA, else cpu)")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one (default: no)")
-    parser.add_argument("--overwrite", action="store_true", help="start again, over a checkpoint that is there (default: no)")
-    parser.add_argument("--seed", type=int, default=1, help="of every random number (default: 1)")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one (default: no)")
+    again.add_argument("--overwrite", action="store_true", help="start again, over a checkpoint that is there (default: no)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: on CUDA)")
     table = parser.add_argument_group("settings", "default: the preset's (" + ", ".join(PRESETS) + "; / between stages)")
     for name, (*values, text) in SETTINGS.items():
         kind = type(values[0][0] if isinstance(values[0], tuple) else values[0])
         shown = ", ".join("/".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in values)
-        flag = "--" + name.replace("_", "-")
-        table.add_argument(flag, type=kind, choices=CHOICES.get(name), metavar="X", help=f"{text} ({shown})")
+        table.add_argument("--" + name.replace("_", "-"), type=kind, choices=CHOICES.get(name), metavar="X", help=f"{text} ({shown})")
     arguments = parser.parse_args()
     preset = arguments.preset or ("gpu" if pick_device(arguments.device).type == "cuda" else "cpu")
     settings = {name: preset_value(name, preset, arguments.stage) for name in SETTINGS}
     given = {name: value for name in SETTINGS if (value := getattr(arguments, name)) is not None}
     for name, value in given.items():
-        if isinstance(value, str):
-            continue
-        low, high = (0, 1) if name in FRACTIONS else (0, 1e9)
-        if not low <= value <= high or (value == 0 and name not in MAY_BE_ZERO):
+        lowest, highest = 1 if name == "exponent" else 0, 1 if name in FRACTIONS else 1e9
+        if not isinstance(value, str) and (not lowest <= value <= highest or (value == 0 and name not in MAY_BE_ZERO)):
             raise UserError(f"--{name.replace('_', '-')} cannot be {value}")
     if arguments.stage == "fsdfm" and (shape := [name for name in given if name in NETWORK]):
         raise UserError(f"the student's network is the DFM's: leave out --{shape[0].replace('_', '-')}")
+    if arguments.preset:  # all of it must agree with a run that is resumed
+        given = {name: settings[name] for name in SETTINGS if name != "seed"} | given
     settings |= given
     if settings["dim"] % (2 * settings["n_head"]):
         raise UserError(f"--dim {settings['dim']} must be an even multiple of --n-head {settings['n_head']}")
@@ -116,10 +116,9 @@ def parse_arguments():
 
 def make_optimizers(model, settings):
     """Muon for the matrices inside the blocks, AdamW for the rest. Muon makes every singular value of a matrix's
-    update the same size; it reached the loss of AdamW in about half the iterations here (README, "Choices")."""
+    update the same size, and learned faster here (README, "Choices")."""
     matrices = [p for block in model.blocks for part in (block.attention, block.mlp) for p in part.parameters() if p.ndim == 2]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
+    rest = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
     rate, decay = settings["learning_rate"], settings["weight_decay"]
     return [
         torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
@@ -129,7 +128,7 @@ def make_optimizers(model, settings):
 
 def learning_rate(iteration, settings):
     """Rises linearly over `warmup` iterations, stays, falls linearly to zero over the last part, `decay`."""
-    rise = min(1.0, (iteration + 1) / max(1, settings["warmup"]))
+    rise = (iteration + 1) / max(1, settings["warmup"])
     fall = (settings["iterations"] - iteration) / max(1.0, settings["decay"] * settings["iterations"])
     return settings["learning_rate"] * min(rise, fall, 1.0)
 
@@ -156,11 +155,10 @@ def build_model(stage, settings, dataset, out):
     """A network to start from: fresh, or for fsdfm the trained DFM made step-aware."""
     shape = {name: settings[name] for name in (*NETWORK, "dropout")}
     config = ModelConfig(vocab_size=dataset.tokenizer.vocab_size, **shape)
-    if stage == "judge":
-        return Transformer(replace(config, causal=True, source="uniform"))
-    if stage == "dfm":
-        return Transformer(config)
+    if stage != "fsdfm":
+        return Transformer(replace(config, causal=True, source="uniform") if stage == "judge" else config)
     checkpoint = load_checkpoint(out / "dfm.pt")
+    must_be_ours(checkpoint, out / "dfm.pt")
     dataset.must_match(checkpoint, out / "dfm.pt")
     if checkpoint["iteration"] < checkpoint["settings"]["iterations"]:
         raise UserError(f"{out / 'dfm.pt'} is not finished: run `python train.py dfm --resume`")
@@ -173,13 +171,12 @@ def build_model(stage, settings, dataset, out):
 
 def open_log(path, start):
     """The CSV log, without the rows after iteration `start` that a run which was cut short may have left."""
-    columns = ["iteration", "loss", "validation_loss", "learning_rate", "seconds"]
+    columns = ["iteration", "loss", "validation_loss", "seconds"]
     rows = [row for row in csv.DictReader(path.open()) if int(row["iteration"]) <= start] if start and path.exists() else []
-    file = path.open("w", newline="")
-    writer = csv.DictWriter(file, columns)
+    writer = csv.DictWriter(path.open("w", newline="", buffering=1), columns)  # a row is on the disk at once
     writer.writeheader()
     writer.writerows(rows)
-    return file, writer
+    return writer
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -202,18 +199,19 @@ def main():
     checkpoint = None
     if arguments.resume and path.exists():
         checkpoint = load_checkpoint(path)
+        must_be_ours(checkpoint, path)
         dataset.must_match(checkpoint, path)
         for name in given:
             if given[name] != checkpoint["settings"][name]:
-                raise UserError(f"{path} was begun with {name} = {checkpoint['settings'][name]}, not {given[name]}: leave the flag out, or use --overwrite")
+                raise UserError(f"{path} was begun with {name} = {checkpoint['settings'][name]}, not {given[name]}: leave the flag out, or use --overwrite instead of --resume")
         settings = checkpoint["settings"]
         if checkpoint["iteration"] >= settings["iterations"]:
-            print(f"{path} is finished ({settings['iterations']} iterations)")
-            return
+            return print(f"{path} is finished ({settings['iterations']} iterations)")
     elif path.exists() and not arguments.overwrite:
         raise UserError(f"{path} exists: --resume goes on with it, --overwrite starts again")
+
     # network, teacher, optimizers
-    torch.manual_seed(arguments.seed)
+    torch.manual_seed(settings["seed"])
     if checkpoint:
         model = Transformer(ModelConfig(**checkpoint["config"]))
         model.load_state_dict(checkpoint["model"])
@@ -260,22 +258,24 @@ def main():
     start = checkpoint["iteration"] if checkpoint else 0
     if rank == 0:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        file, log = open_log(arguments.out / f"{stage}.csv", start)
-        parameters = sum(p.numel() for p in model.parameters())
-        print(f"{stage}: {parameters / 1e6:.1f}M parameters, {len(dataset.train) / 1e6:.2f}M tokens of text, on {device}")
+        log = open_log(arguments.out / f"{stage}.csv", start)
+        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        print(f"{stage}: {millions:.1f}M parameters, {len(dataset.train) / 1e6:.2f}M tokens of text, on {device}")
     bar = tqdm(range(start, settings["iterations"]), desc=stage, initial=start, total=settings["iterations"], disable=rank > 0)
     began = time.perf_counter()
     for iteration in bar:
-        torch.manual_seed((arguments.seed * 1_000_003 + iteration) * world + rank)
+        torch.manual_seed((settings["seed"] * 1_000_003 + iteration) * world + rank)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(iteration, settings)
+        total_loss = 0.0
         for micro_step in range(settings["accumulation"]):
             x_1 = dataset.batch("train", *batch_shape, device)  # (B, L)
             last = micro_step == settings["accumulation"] - 1
             with nullcontext() if last or world == 1 else network.no_sync(), autocast(device):
                 loss = loss_of(network, x_1) / settings["accumulation"]
             loss.backward()
+            total_loss += loss.detach()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings["clip"])
         for optimizer in optimizers:
             optimizer.step()
@@ -285,14 +285,12 @@ def main():
 
         done = iteration + 1
         if rank == 0 and (done % 10 == 0 or done == settings["iterations"]):
-            row = {"iteration": done, "loss": loss.item() * settings["accumulation"], "learning_rate": learning_rate(iteration, settings)}
-            row["seconds"] = round(time.perf_counter() - began, 2)
+            row = {"iteration": done, "loss": total_loss.item(), "seconds": round(time.perf_counter() - began, 2)}
             bar.set_postfix(loss=f"{row['loss']:.3f}")
             if done % settings["validate_every"] == 0 or done == settings["iterations"]:
                 row["validation_loss"] = validate()
                 bar.set_description(f"{stage} (validation {row['validation_loss']:.3f})")
             log.writerow(row)
-            file.flush()
             if "validation_loss" in row:
                 save(done)
     if world > 1:

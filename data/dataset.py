@@ -16,16 +16,16 @@ class Dataset:
     """What data/prepare.py wrote for `name`: .train and .val (memory-mapped uint16), .tokenizer, .meta."""
 
     def __init__(self, name):
-        folder = FOLDER / name
+        folder, command = FOLDER / name, f"python data/prepare.py {name}" + ("" if name == "pydocs" else " --text FILE")
         try:
             self.meta = json.loads((folder / "meta.json").read_text())
             self.train, self.val = (np.memmap(folder / f"{split}.bin", np.uint16, "r") for split in ("train", "val"))
+            self.tokenizer = Tokenizer(self.meta["tokenizer"])
         except FileNotFoundError as error:
-            raise UserError(f"no text is prepared in data/{name}: run `python data/prepare.py {name}`") from error
-        except (ValueError, OSError) as error:
-            raise UserError(f"data/{name} is damaged ({error}): delete it and run `python data/prepare.py {name}`") from error
+            raise UserError(f"no text is prepared in data/{name}: run `{command}`") from error
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise UserError(f"data/{name} is damaged ({error}): delete it and run `{command}`") from error
         self.name = name
-        self.tokenizer = Tokenizer(self.meta["tokenizer"])
 
     def must_fill(self, block_size):
         """UserError if the text is too short for one block."""

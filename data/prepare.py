@@ -90,11 +90,13 @@ def prepare(name, text, source, tokenizer="bpe", vocab_size=1024, validation=0.1
     tokens = Tokenizer(description)
     if tokens.vocab_size > 2**16:
         raise UserError(f"--vocab-size {tokens.vocab_size} does not fit in 16 bits: use at most 65536")
-    counts = {}
-    for split, part in (("train", train_text), ("val", val_text)):
-        ids = np.array(tokens.encode(part), dtype=np.uint16)
-        counts[split] = len(ids)
-        write_safely(FOLDER / name / f"{split}.bin", lambda path: ids.tofile(path))
+    encoded = {split: np.array(tokens.encode(part), dtype=np.uint16) for split, part in (("train", train_text), ("val", val_text))}
+    counts = {split: len(ids) for split, ids in encoded.items()}
+    if min(counts.values()) == 0:
+        raise UserError(f"the text is too short: {counts['train']} tokens to train on and {counts['val']} held out")
+    (FOLDER / name / "meta.json").unlink(missing_ok=True)
+    for split, ids in encoded.items():
+        write_safely(FOLDER / name / f"{split}.bin", ids.tofile)
     meta = {
         "name": name,
         "source": source,
@@ -124,7 +126,7 @@ def main():
         raise UserError(f"--vocab-size must be from 257 to 65536, not {arguments.vocab_size}")
     if not 0 < arguments.validation < 1:
         raise UserError(f"--validation must be between 0 and 1, not {arguments.validation}")
-    if Path(arguments.name).name != arguments.name or arguments.name in (".", "..", "__pycache__"):
+    if Path(arguments.name).name != arguments.name or arguments.name in ("", ".", "..", "__pycache__") or (FOLDER / arguments.name).is_file():
         raise UserError(f"{arguments.name!r} is not a folder name")
     if arguments.text:
         text, source = user_text(arguments.text), "files: " + ", ".join(Path(path).name for path in arguments.text)

@@ -129,28 +129,33 @@ def test_samples(trained):
     assert watched.count("--- step") == 4 and "\033" not in watched  # plain where it is no terminal
 
 
-def test_a_run_cut_short_goes_on_to_the_same_weights(trained, tmp_path):
-    """Killed after its checkpoint at iteration 30 of 60, and resumed: as if nothing had happened."""
+@pytest.mark.parametrize("stage", ["dfm", "fsdfm"])
+def test_a_run_cut_short_goes_on_to_the_same_weights(trained, tmp_path, stage):
+    """Killed after its first checkpoint, at iteration 20, and resumed: as if nothing had happened."""
     out = tmp_path / "out"
     out.mkdir()
-    stop_at_40 = (
+    if stage == "fsdfm":
+        shutil.copy(trained / "out/dfm.pt", out)
+    often = [*TINY, "--out", out, "--validate-every", 20]
+    die_at_the_first_checkpoint = (
         "import sys, os, checkpoint, train\n"
         "kept = train.save_checkpoint\n"
         "def save_and_die(path, content):\n    kept(path, content)\n    os._exit(9)\n"
         "train.save_checkpoint = save_and_die\n"
-        "sys.argv = ['train.py', 'dfm', '--preset', 'tiny', '--out', sys.argv[1]]\n"
         "train.main()\n"
     )
-    run(trained, "-c", stop_at_40, out, status=9)
-    assert torch.load(out / "dfm.pt", weights_only=True)["iteration"] == 30
-    assert "exists" in error_line(trained, "train.py", "dfm", *TINY, "--out", out)
-    assert "n_layer = 2, not 3" in error_line(trained, "train.py", "dfm", *TINY, "--n-layer", 3, "--resume", "--out", out)
-    run(trained, "train.py", "dfm", *TINY, "--resume", "--out", out)
-    resumed, undisturbed = (torch.load(folder / "dfm.pt", weights_only=True) for folder in (out, trained / "out"))
-    assert all(torch.equal(resumed["model"][name], value) for name, value in undisturbed["model"].items())
-    columns = [[(row["iteration"], row["loss"]) for row in csv.DictReader((folder / "dfm.csv").open())] for folder in (out, trained / "out")]
-    assert columns[0] == columns[1]
-    assert "finished" in run(trained, "train.py", "dfm", "--resume", "--out", out).stdout
+    run(trained, "-c", die_at_the_first_checkpoint, stage, *often, status=9)
+    assert torch.load(out / f"{stage}.pt", weights_only=True)["iteration"] == 20
+    assert "exists" in error_line(trained, "train.py", stage, *often)
+    assert "batch_size = 16, not 8" in error_line(trained, "train.py", stage, *often, "--batch-size", 8, "--resume")
+    assert "seed = 1, not 2" in error_line(trained, "train.py", stage, *often, "--seed", 2, "--resume")
+    run(trained, "train.py", stage, *often, "--resume")
+    resumed, undisturbed = (torch.load(folder / f"{stage}.pt", weights_only=True) for folder in (out, trained / "out"))
+    for weights in ("model", "ema") if stage == "fsdfm" else ("model",):
+        assert all(torch.equal(resumed[weights][name], value) for name, value in undisturbed[weights].items())
+    losses = [[(row["iteration"], row["loss"]) for row in csv.DictReader((folder / f"{stage}.csv").open())] for folder in (out, trained / "out")]
+    assert losses[0] == losses[1]
+    assert "finished" in run(trained, "train.py", stage, "--resume", "--out", out).stdout
 
 
 def test_help_shows_every_flag_and_default(project):
@@ -181,6 +186,13 @@ def test_a_student_needs_a_finished_teacher(trained, tmp_path):
         (["train.py", "dfm", "--preset", "huge"], "huge"),
         (["train.py", "gan"], "gan"),
         (["train.py", "dfm", "--batch-size", "0"], "--batch-size cannot be 0"),
+        (["train.py", "dfm", "--resume", "--overwrite"], "not allowed with"),
+        (["train.py", "dfm", "--exponent", "0.5"], "--exponent cannot be 0.5"),
+        (["train.py", "dfm", "--seed", "99999999999999999999"], "--seed cannot be"),
+        (["sample.py", "--seed", "-1"], "-1 is not a whole number"),
+        (["sample.py", "--checkpoint", "out/judge.pt"], "cannot write"),
+        (["eval.py", "--length", "3"], "no 4-grams"),
+        (["eval.py", "--dfm", "absent.pt"], "there is no absent.pt"),
         (["train.py", "dfm", "--learning-rate", "nan"], "--learning-rate cannot be nan"),
         (["train.py", "judge", "--dropout", "1.5"], "--dropout cannot be 1.5"),
         (["train.py", "fsdfm", "--dim", "32", "--out", "fresh"], "the student's network is the DFM's"),
@@ -207,6 +219,9 @@ def test_bad_texts(project, tmp_path):
     assert "too short" in error_line(project, "data/prepare.py", "mine", "--text", tmp_path / "short")
     assert "cannot read" in error_line(project, "data/prepare.py", "mine", "--text", tmp_path / "absent")
     assert "--text" in error_line(project, "data/prepare.py", "mine")
+    (tmp_path / "long").write_text("long enough " * 200)
+    assert "0 tokens to train on" in error_line(project, "data/prepare.py", "mine", "--text", tmp_path / "long", "--validation", "0.9999999")
+    assert "not a folder name" in error_line(project, "data/prepare.py", "dataset.py", "--text", tmp_path / "long")
     assert not (project / "data/mine").exists()
 
 

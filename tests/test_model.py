@@ -141,7 +141,7 @@ def test_accumulation_equals_a_larger_batch():
     for part in x.split(4):
         (loss_of(model, part) / 2).backward()
     for a, b in zip(whole, model.parameters()):
-        torch.testing.assert_close(a, b.grad, rtol=1e-4, atol=1e-6)
+        assert (a - b.grad).abs().max() <= 1e-6 * max(1.0, a.abs().max().item())
 
 
 def test_learning_rate():

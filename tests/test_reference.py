@@ -73,6 +73,13 @@ def test_prefixes_of_wrappers_are_stripped(networks):
     torch.testing.assert_close(model(networks["x_t"], networks["t"], networks["dt"]), networks["student_logits"], **CLOSE)
 
 
+@torch.no_grad()
+def test_a_file_that_holds_a_many_step_model_alone(networks):
+    checkpoint = {"model": released("uniform")["teacher_model"], "step": 1}
+    assert is_released(checkpoint)
+    torch.testing.assert_close(load_released(checkpoint, vocab_size=40)(networks["x_t"], networks["t"]), networks["teacher_logits"], **CLOSE)
+
+
 def test_weights_are_not_copied():
     """All but q, k, v, which are joined, are the file's own memory."""
     checkpoint = released("uniform")
@@ -96,6 +103,7 @@ def damaged(change):
         (lambda c, s: s.update(surprise=torch.zeros(1)), {}, "has the unknown surprise"),
         (lambda c, s: s.pop("vocab_embed.weight"), {}, "not an FS-DFM network"),
         (lambda c, s: s.update({"output_layer.linear.bias": torch.zeros(3)}), {}, "other sizes"),
+        (lambda c, s: None, {"n_head": 0}, "0 heads do not fit"),
         (lambda c, s: None, {"n_head": 2}, "2 heads do not fit this checkpoint, which has 4"),
         (lambda c, s: s.pop("rotary_emb.inv_freq"), {}, "give --n-head"),
         (lambda c, s: s.pop("rotary_emb.inv_freq"), {"n_head": 5}, "5 heads do not fit"),
