@@ -42,8 +42,8 @@ def test_mask_error_is_one_over_steps(rule):
 
 @pytest.mark.parametrize("rule, order", [("cumulative", 0.7), ("euler", 1.0)])
 def test_uniform_error_vanishes_with_steps(rule, order):
-    """Euler's error halves with every doubling. The cumulative scalar's falls faster at first, passes through zero
-    near 64 steps, and then follows (log n) / n, whose slope here is near 0.7."""
+    """Euler's error halves with every doubling. The cumulative scalar's falls faster at first (its two leading
+    terms have opposite signs), and from some hundred steps on like (log n) / n, whose slope here is near 0.7."""
     errors = [total_variation(sampled_distribution("uniform", n, rule), TEXT) for n in (1024, 2048, 4096)]
     assert errors[-1] < 1e-3
     for coarse, fine in zip(errors, errors[1:]):
