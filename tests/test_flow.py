@@ -178,6 +178,12 @@ def test_categorical_never_draws_a_weight_of_zero():
         assert categorical(weights).tolist() == [2, 0, 3]
 
 
+def test_categorical_at_the_edge_of_its_uniform_number(monkeypatch):
+    """A uniform number of exactly 0 must not fall on a leading weight of zero."""
+    monkeypatch.setattr(torch, "rand", lambda *shape, dtype, device: torch.zeros(*shape, dtype=dtype, device=device))
+    assert categorical(torch.tensor([[0.0, 0.0, 1.0, 2.0], [3.0, 0.0, 0.0, 0.0]])).tolist() == [2, 0]
+
+
 def test_half_precision_logits_are_drawn_from_in_float32():
     """In bfloat16, 1,000 weights of 1e-3 lose their tail when summed; the draw must not."""
     config = ModelConfig(vocab_size=1000, block_size=100_000, source="mask")
