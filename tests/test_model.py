@@ -144,6 +144,15 @@ def test_accumulation_equals_a_larger_batch():
         assert (a - b.grad).abs().max() <= 1e-6 * max(1.0, a.abs().max().item())
 
 
+@torch.no_grad()
+def test_the_judge_is_trained_on_what_it_is_asked():
+    """Its loss is the mean of what eval.py reads off it: each token from those before it."""
+    model, x = random_network(replace(CONFIG, causal=True)), torch.randint(20, (3, 16))
+    expected = [model(x[:, : i + 1])[:, -1].log_softmax(-1).gather(1, x[:, i + 1 : i + 2]) for i in range(15)]
+    expected = -torch.cat(expected, dim=1)  # (3, 15)
+    assert make_loss("judge", {}, None)(model, x).item() == pytest.approx(expected.mean().item(), rel=1e-5)
+
+
 def test_learning_rate():
     settings = {"iterations": 100, "warmup": 10, "decay": 0.5, "learning_rate": 2.0}
     rates = [learning_rate(i, settings) for i in range(100)]
