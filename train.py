@@ -202,8 +202,8 @@ def main():
         must_be_ours(checkpoint, path)
         dataset.must_match(checkpoint, path)
         for name in given:
-            if given[name] != checkpoint["settings"][name]:
-                raise UserError(f"{path} was begun with {name} = {checkpoint['settings'][name]}, not {given[name]}: leave the flag out, or use --overwrite instead of --resume")
+            if given[name] != checkpoint["settings"].get(name):
+                raise UserError(f"{path} was begun with {name} = {checkpoint['settings'].get(name)}, not {given[name]}: leave the flag out, or use --overwrite instead of --resume")
         settings = checkpoint["settings"]
         if checkpoint["iteration"] >= settings["iterations"]:
             return print(f"{path} is finished ({settings['iterations']} iterations)")

@@ -259,7 +259,9 @@ def released_file(path, rows):
     head = {"norm_final.weight": (width,), "linear.weight": (rows, width), "linear.bias": (rows,), "condition_fuser.weight": (cond, 2 * cond)}
     head |= {"condition_fuser.bias": (cond,), "adaLN_modulation.weight": (2 * width, cond), "adaLN_modulation.bias": (2 * width,)}
     sizes |= {f"output_layer.{name}": size for name, size in head.items()}
-    torch.save({"student_ema_model": {f"module.{name}": torch.randn(size) for name, size in sizes.items()}, "step": 1}, path)
+    student = {f"module.{name}": torch.randn(size) for name, size in sizes.items()}
+    teacher = {name: value for name, value in student.items() if "fuser" not in name and "dt_embedding" not in name}
+    torch.save({"student_ema_model": student, "teacher_model": teacher, "step": 1}, path)
 
 
 def test_a_released_checkpoint(project, tmp_path):
@@ -274,7 +276,13 @@ def test_a_released_checkpoint(project, tmp_path):
         assert len(run(project, *command, "--n-head", 2, "--prompt", "Once upon").stdout) > 1000
         assert "give --n-head" in error_line(project, *command)
         assert "3 heads do not fit" in error_line(project, *command, "--n-head", 3)
-        assert "no teacher_model" in error_line(project, *command, "--n-head", 2, "--model", "dfm")
+        assert len(run(project, *command, "--n-head", 2, "--model", "dfm").stdout) > 1000
+    (tmp_path / "text").write_text("Once upon a time there was a text of some length. " * 100)
+    run(project, "data/prepare.py", "story", "--text", tmp_path / "text", "--tokenizer", "gpt2")
+    run(project, "train.py", "judge", *TINY, "--iterations", 2, "--data", "story", "--out", tmp_path)
+    files = ["--dfm", tmp_path / "released.pth", "--fsdfm", tmp_path / "released.pth", "--n-head", 2, "--data", "story"]
+    shown = run(project, "eval.py", *files, "--out", tmp_path, "--length", 8, "--steps", 1, 2, "--num-samples", 3).stdout
+    assert shown.count("fsdfm ") >= 2 and len(json.loads((tmp_path / "eval.json").read_text())["rows"]) == 4
     released_file(tmp_path / "released.pth", 300)
     assert "300 tokens" in error_line(project, *command, "--n-head", 2)
     content = (tmp_path / "released.pth").read_bytes()
