@@ -192,9 +192,10 @@ def main():
     def progress(step, x_t):
         bar.update(len(x_t))
 
+    for network in networks.values():  # warm-up: a first pass takes longer
+        timed_samples(network, (min(arguments.batch_size, arguments.num_samples), length), 1, arguments.seed, arguments.batch_size)
     for model, steps, samples in jobs:
         if rows.get((model, steps), {}).get("samples") != samples:
-            timed_samples(networks[model], (samples, length), 1, arguments.seed, arguments.batch_size)  # warm-up
             x_1, seconds = timed_samples(networks[model], (samples, length), steps, arguments.seed, arguments.batch_size, progress)
             rows[model, steps] = {"model": model, "steps": steps, "seconds_per_sample": seconds / samples} | measure(x_1, judge)
             report["rows"] = [rows[job] for job in sorted(rows)]

@@ -46,8 +46,8 @@ def python_documents():
         except (SyntaxError, ValueError):
             continue
         kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-        texts = [ast.get_docstring(node) or "" for node in nodes if isinstance(node, kinds)]
-        fresh = [text.strip() for text in dict.fromkeys(texts) if len(text) > 40 and text not in seen]
+        texts = [(ast.get_docstring(node) or "").strip() for node in nodes if isinstance(node, kinds)]
+        fresh = [text for text in dict.fromkeys(texts) if len(text) > 40 and text not in seen]
         seen.update(fresh)
         if fresh:
             documents[name.as_posix()] = "\n\n".join(fresh)
