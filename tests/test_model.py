@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from eval import distinct_ngrams, measure, token_entropy, token_nll
-from model import ModelConfig, Transformer, rotary_tables, rotate
-from train import SETTINGS, learning_rate, make_loss, make_optimizers, preset_value
+from model import ModelConfig, Transformer, autocast, rotary_tables, rotate
+from optimizer import Muon, learning_rate, make_optimizers, orthogonalize
+from train import SETTINGS, make_loss, preset_value
 
 CONFIG = ModelConfig(vocab_size=20, block_size=16, n_layer=2, n_head=2, dim=32, cond_dim=16)
 
@@ -55,46 +55,22 @@ def test_time_scale_tells_fine_steps_apart():
 
 
 def test_rotary_depends_on_distance_only():
-    cos, sin = rotary_tables(12, 8, "cpu")
+    tables = rotary_tables(12, 2, 8, "cpu")
+
+    def turn(x):  # the same vector (8,) at 12 places, in two heads
+        turned = rotate(x.expand(1, 12, 2, 8), *tables)[0]
+        assert torch.equal(turned[:, 0], turned[:, 1])
+        return turned[:, 0]  # (12, 8)
+
     q, k = torch.randn(8), torch.randn(8)
-    scores = rotate(q.expand(12, 8), cos, sin) @ rotate(k.expand(12, 8), cos, sin).T
+    scores = turn(q) @ turn(k).T
     for distance in range(-3, 4):
         diagonal = scores.diagonal(distance)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(scores[0, 0], q @ k)
     frequency = 10000 ** (-2 / 8)  # of the second pair, entries 1 and 5: half-split
-    turned = rotate(torch.eye(8)[1].expand(12, 8), cos, sin)[3]
+    turned = turn(torch.eye(8)[1])[3]
     assert turned[1].item() == pytest.approx(math.cos(3 * frequency)) and turned[5].item() == pytest.approx(math.sin(3 * frequency))
-
-
-# measures
-
-
-class TableJudge:
-    """A judge whose next token depends on the last one by a table."""
-
-    config = ModelConfig(vocab_size=3, causal=True)
-    table = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.25, 0.25, 0.5]])
-
-    def __call__(self, x):
-        return self.table.log()[x] + 2.0  # a constant changes no probability
-
-
-def test_perplexity_by_hand():
-    x = torch.tensor([[0, 1, 1, 2], [2, 2, 2, 0]])
-    first, second = [0.25, 0.8, 0.1], [0.5, 0.5, 0.25]
-    torch.testing.assert_close(token_nll(TableJudge(), x), -torch.tensor([first, second]).log())
-    row = measure(x, TableJudge())
-    perplexities = [math.prod(p) ** (-1 / 3) for p in (first, second)]
-    assert row["perplexity"] == pytest.approx(sum(perplexities) / 2, rel=1e-5)
-    assert row["perplexity_error"] == pytest.approx(abs(perplexities[0] - perplexities[1]) / 2, rel=1e-4)
-    assert row["corpus_perplexity"] == pytest.approx(math.prod(first + second) ** (-1 / 6), rel=1e-5)
-
-
-def test_entropy_and_distinct_ngrams_by_hand():
-    x = torch.tensor([[0, 0, 1, 1, 2, 2, 3, 3], [5, 5, 5, 5, 5, 5, 5, 5], [0, 1, 0, 1, 0, 1, 0, 1]])
-    torch.testing.assert_close(token_entropy(x, 6), torch.tensor([2.0, 0.0, 1.0]), rtol=0, atol=1e-6)
-    torch.testing.assert_close(distinct_ngrams(x), torch.tensor([1.0, 1 / 5, 2 / 5]))
 
 
 # training
@@ -158,6 +134,40 @@ def test_learning_rate():
     rates = [learning_rate(i, settings) for i in range(100)]
     assert rates[0] == pytest.approx(0.2) and rates[9] == 2.0 == rates[50] and rates[75] == pytest.approx(1.0)
     assert rates[99] == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 40), (2, 40, 24), (1, 16, 16)])
+def test_orthogonalize(shape):
+    """The singular vectors stay, and the singular values are what five rounds of the scalar polynomial make of them."""
+    x = torch.randn(shape)
+    u, s, vh = torch.linalg.svd(x.double(), full_matrices=False)
+    s = s / s.norm(dim=-1, keepdim=True)
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    assert s.max() < 1.25
+    close = {"rtol": 0, "atol": 1e-4 if orthogonalize_is_exact() else 0.02}
+    torch.testing.assert_close(orthogonalize(x), (u * s[:, None]).matmul(vh).float(), **close)
+
+
+def orthogonalize_is_exact():
+    """Whether this processor computes it in float32."""
+    with autocast(torch.device("cpu")):
+        return (torch.zeros(2, 2) @ torch.zeros(2, 2)).dtype == torch.float32
+
+
+def test_muon_is_torchs():
+    """Up to the bfloat16 of torch.optim.Muon; the scale, the momentum and the decay are the same."""
+    torch.manual_seed(0)
+    ours, theirs = ([torch.nn.Parameter(p.clone()) for p in start] for start in [[torch.randn(24, 40), torch.randn(40, 24), torch.randn(24, 40)]] * 2)
+    optimizers = Muon(ours, lr=0.1, weight_decay=0.2), torch.optim.Muon(theirs, lr=0.1, weight_decay=0.2, adjust_lr_fn="match_rms_adamw")
+    for _ in range(4):
+        for a, b in zip(ours, theirs):
+            a.grad = torch.randn(a.shape)
+            b.grad = a.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for a, b in zip(ours, theirs):
+        assert (a - b).norm() < 0.02 * b.norm() and not torch.equal(a, b)
 
 
 def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest():
