@@ -80,7 +80,7 @@ def load_checkpoint(path):
 
 def must_be_ours(checkpoint, path):
     """UserError unless the dict is one that train.py saved."""
-    if not isinstance(checkpoint, dict) or not {"stage", "iteration", "config", "settings", "tokenizer", "model", "ema"} <= checkpoint.keys():
+    if not isinstance(checkpoint, dict) or not {"stage", "iteration", "seconds", "config", "settings", "tokenizer", "model", "ema"} <= checkpoint.keys():
         raise UserError(f"{path} is no checkpoint of this project, or one of another version of it")
 
 

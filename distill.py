@@ -14,6 +14,8 @@ A Runge-Kutta rule of order 4 asks the teacher four times, jumping by the cumula
 Source: FS-DFM (arXiv 2509.20624), sections on the shortcut teacher. Read next: train.py.
 """
 
+import math
+
 import torch
 
 from flow import generalized_kl, jump, sample_path, text_logits
@@ -34,9 +36,8 @@ def carry(logits, previous, x_t, config):
     return logits
 
 
-@torch.no_grad()
-def rk4_target(teacher, x_t, t, h):
-    """Runge-Kutta-4 over two half steps: (B, L, V) float32 logits for the student at (x_t, t, h). 4 network calls."""
+def rk4_stages(teacher, x_t, t, h):
+    """The four answers of Runge-Kutta-4 over two half steps, (B, L, V) float32 logits each."""
     half, middle, config = h / 2, t + h / 2, teacher.config
     l1 = text_logits(teacher(x_t, t, half), config)
     x_a = jump(x_t, l1, t, half, config)
@@ -45,7 +46,22 @@ def rk4_target(teacher, x_t, t, h):
     l3 = carry(teacher(x_b, middle, half), l2, x_b, config)
     x_c = jump(x_b, l3, middle, half, config)
     l4 = carry(teacher(x_c, t + h, half), l3, x_c, config)
+    return l1, l2, l3, l4
+
+
+@torch.no_grad()
+def rk4_target(teacher, x_t, t, h):
+    """The mean of the four logits by Runge-Kutta's weights: (B, L, V) float32 logits for the student at (x_t, t, h).
+    A mean of logits is narrower than a mean of probabilities: part of what the student gains is this sharpening."""
+    l1, l2, l3, l4 = rk4_stages(teacher, x_t, t, h)
     return (l1 + 2 * l2 + 2 * l3 + l4) / 6
+
+
+@torch.no_grad()
+def rk4_probabilities_target(teacher, x_t, t, h):
+    """The same with probabilities averaged instead, which sharpens nothing: (B, L, V) logits, their logarithm."""
+    p1, p2, p3, p4 = (logits.softmax(-1) for logits in rk4_stages(teacher, x_t, t, h))
+    return ((p1 + 2 * p2 + 2 * p3 + p4) / 6).clamp(min=1e-30).log()  # log 0 would make 0 * inf in the loss
 
 
 @torch.no_grad()
@@ -84,17 +100,18 @@ def forward_kl(teacher_logits, student_logits):
     return (log_p_teacher.exp() * (log_p_teacher - student_logits.log_softmax(-1))).sum(-1)
 
 
-def distillation_loss(student, teacher, x_1, weights, target=rk4_target):
+def distillation_loss(student, teacher, x_1, weights, target=rk4_target, largest_rate=math.inf):
     """Mean loss of a batch of text x_1 (B, L), in nats per token: KL to the shortcut teacher where the step is
-    large, generalised KL to the text where it is the finest, which needs no teacher and runs none."""
+    large, generalised KL to the text where it is the finest, which needs no teacher and runs none. Without a target
+    every step size learns from the text alone."""
     config, device = student.config, x_1.device
     h = sample_step_sizes(len(x_1), weights)  # drawn on the CPU, so that the split below needs no sync
-    n_taught = int((h > 1 / FINEST).sum())
+    n_taught = int((h > 1 / FINEST).sum()) if target else 0
     t = sample_grid_times(h)
     t, h = t.to(device), h.to(device)
     x_t = sample_path(x_1, t, config)
     logits = student(x_t, t, h)
-    loss = generalized_kl(logits[n_taught:], x_1[n_taught:], x_t[n_taught:], t[n_taught:], config).sum()
+    loss = generalized_kl(logits[n_taught:], x_1[n_taught:], x_t[n_taught:], t[n_taught:], config, largest_rate).sum()
     if n_taught:
         target_logits = target(teacher, x_t[:n_taught], t[:n_taught], h[:n_taught])
         kl = forward_kl(target_logits, text_logits(logits[:n_taught], config))  # (n_taught, L)

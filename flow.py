@@ -18,6 +18,8 @@ Sources: Gat et al. 2024 (discrete flow matching), Shaul et al. 2025 (generalise
 cumulative scalar). Read next: distill.py.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -66,22 +68,26 @@ def text_logits(logits, config):
     return logits[..., : config.vocab_size].float()
 
 
-def generalized_kl(logits, x_1, x_t, t, config):
+def generalized_kl(logits, x_1, x_t, t, config, largest_rate=math.inf):
     """The training loss of DFM, per token: (B, L) nats. An upper bound on -log likelihood when integrated over t.
 
         kappa' / (1 - kappa) * ( [x_t = x_1] - p(x_t) - [x_t != x_1] log p(x_1) )              (Shaul et al. 2025)
 
     Under the mask source a shown token is known to be right, p(x_t) = 1 ("carry over"): its loss is 0, and what
     remains is the weighted cross entropy of the masked tokens. logits (B, L, n_tokens), x_1 and x_t (B, L), t (B,).
+
+    Training holds the weight kappa' / (1 - kappa) below `largest_rate`. The best p is the true posterior under any weights,
+    but near t = 1 a rare wrong token counts a thousandfold, and that noise drowns what the other times teach.
     """
+    weight = rate(t, config.exponent).clamp(max=largest_rate)[:, None]  # (B, 1)
     if config.source == "mask":
         hidden = x_t == config.mask_id  # (B, L)
         log_p = -F.cross_entropy(text_logits(logits, config).flatten(0, 1), x_1.flatten(), reduction="none")
-        return rate(t, config.exponent)[:, None] * torch.where(hidden, -log_p.view(x_1.shape), 0)
+        return weight * torch.where(hidden, -log_p.view(x_1.shape), 0)
     log_p = text_logits(logits, config).log_softmax(-1)  # (B, L, V)
     log_p_text, log_p_stay = log_p.gather(-1, torch.stack([x_1, x_t], dim=-1)).unbind(-1)  # (B, L) each
     p_stay = log_p_stay.exp()
-    return rate(t, config.exponent)[:, None] * torch.where(x_t == x_1, 1 - p_stay, -p_stay - log_p_text)
+    return weight * torch.where(x_t == x_1, 1 - p_stay, -p_stay - log_p_text)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -121,7 +127,10 @@ def categorical(probs):
     return drawn.clamp(max=probs.shape[-1] - 1)
 
 
-def jump(x_t, logits, t, h, config, probability=jump_probability):
+JUMP_PROBABILITIES = {"cumulative": jump_probability, "euler": euler_probability}
+
+
+def jump(x_t, logits, t, h, config):
     """One step: x_t at time t -> (B, L) tokens at time t + h.
 
     A token leaves x_t with probability P(jump), for y drawn from p restricted to y != x_t. When the step ends at
@@ -135,7 +144,7 @@ def jump(x_t, logits, t, h, config, probability=jump_probability):
     else:
         p_stay = probs.gather(-1, x_t[..., None]).squeeze(-1)  # p(x_t), (B, L)
         probs.scatter_(-1, x_t[..., None], torch.where(at_end, p_stay, 0)[..., None])  # a token that jumps cannot stay
-    p_jump = probability(p_stay, t[:, None], h[:, None], config.exponent)
+    p_jump = JUMP_PROBABILITIES[config.update](p_stay, t[:, None], h[:, None], config.exponent)
     moves = at_end | (torch.rand(x_t.shape, device=x_t.device) < p_jump)  # (B, L) bool
     if config.source == "mask":
         moves = moves & (x_t == config.mask_id)
@@ -160,7 +169,7 @@ def step_times(steps):
 
 
 @torch.no_grad()
-def generate(model, x_0, steps, frozen=None, temperature=1.0, callback=None, probability=jump_probability):
+def generate(model, x_0, steps, frozen=None, temperature=1.0, callback=None):
     """From noise x_0 (B, L) to text (B, L).
 
     model(x_t, t, h) -> logits, with a .config; steps as in step_times; frozen (B, L) bool marks tokens of x_0 that are
@@ -170,7 +179,7 @@ def generate(model, x_0, steps, frozen=None, temperature=1.0, callback=None, pro
     for step, (t, h) in enumerate(step_times(steps), start=1):
         t, h = torch.full((len(x_t),), t, device=x_t.device), torch.full((len(x_t),), h, device=x_t.device)
         logits = text_logits(model(x_t, t, h), model.config) / temperature  # (B, L, V)
-        x_next = jump(x_t, logits, t, h, model.config, probability)
+        x_next = jump(x_t, logits, t, h, model.config)
         x_t = x_next if frozen is None else torch.where(frozen, x_t, x_next)
         if callback is not None:
             callback(step, x_t)

@@ -25,9 +25,10 @@ from tqdm import tqdm
 
 from checkpoint import Parser, UserError, load_checkpoint, must_be_ours, pick_device, run_command, save_checkpoint
 from data.dataset import Dataset
-from distill import distillation_loss, heun_target, rk4_target, update_ema
-from flow import generalized_kl, sample_path, sample_times
+from distill import distillation_loss, heun_target, rk4_probabilities_target, rk4_target, update_ema
+from flow import JUMP_PROBABILITIES, generalized_kl, sample_path, sample_times
 from model import ModelConfig, Transformer, autocast, make_step_aware
+from optimizer import learning_rate, make_optimizers
 
 # ---------------------------------------------------------------------------------------------------------------
 # settings: one row a flag, one column a preset; three values where judge, dfm and fsdfm differ
@@ -36,39 +37,42 @@ PRESETS = ("tiny", "cpu", "gpu")
 SETTINGS = {
     # flag             tiny              cpu               gpu                what it is
     "block_size": (32, 128, 256, "L, tokens in a sequence"),
-    "n_layer": (2, 4, 8, "transformer blocks"),
+    "n_layer": (2, 3, 8, "transformer blocks"),
     "n_head": (2, 2, 8, "attention heads"),
     "dim": (64, 128, 512, "d, width of the residual stream"),
     "cond_dim": (32, 64, 128, "width of the vector that carries t and h"),
     "dropout": (0.0, (0.1, 0.0, 0.0), (0.1, 0.0, 0.0), "chance that a branch's number is dropped"),
     "source": ("uniform", "uniform", "uniform", "what x_0 is: uniform or mask"),
     "exponent": (1.0, 1.0, 1.0, "kappa(t) = t ** exponent"),
-    "batch_size": (16, 32, 64, "sequences in a forward pass, on each GPU"),
+    "batch_size": (16, 16, 64, "sequences in a forward pass, on each GPU"),
     "accumulation": (1, 1, 1, "forward passes in an iteration"),
-    "iterations": ((60, 60, 30), (600, 3200, 1100), (2000, 20000, 3000), "weight updates"),
-    "learning_rate": ((6e-3, 6e-3, 6e-4), (6e-3, 6e-3, 6e-4), (2e-3, 2e-3, 3e-4), "at its highest"),
+    "iterations": ((60, 60, 30), (300, 1500, 550), (2000, 20000, 3000), "weight updates"),
+    "learning_rate": ((6e-3, 6e-3, 6e-4), (5e-3, 5e-3, 6e-4), (2e-3, 2e-3, 3e-4), "at its highest"),
     "warmup": (5, 50, 200, "iterations in which the learning rate rises"),
     "decay": (0.5, 0.5, 0.5, "last part of the iterations, in which it falls to zero"),
     "weight_decay": (0.1, 0.1, 0.1, "of the matrices"),
+    "largest_rate": (2.0, 2.0, 2.0, "the weight of late times in the loss is held below it"),
     "clip": (1.0, 1.0, 1.0, "largest norm of the gradient"),
     "ema_decay": (0.98, 0.98, 0.99, "of the teacher's weights (fsdfm)"),
-    "teacher": ("rk4", "rk4", "rk4", "the shortcut teacher: rk4 or heun (fsdfm)"),
+    "teacher": ("rk4", "rk4", "rk4", "the shortcut teacher: rk4, heun, rk4_probabilities or none (fsdfm)"),
+    "step_conditioning": ("on", "on", "on", "whether the network is told h: on or off (fsdfm)"),
+    "update": ("cumulative", "cumulative", "cumulative", "the jump probability's scale: cumulative or euler"),
     "step_weights": ("balanced", "balanced", "balanced", "how often each step size is trained: flat, balanced or paper (1, 2, ..., 1024 from h = 1 to 1/1024) (fsdfm)"),
     "seed": (1, 1, 1, "of every random number"),
     "validate_every": (30, 200, 1000, "iterations between validations and checkpoints"),
 }
 STAGES = ("judge", "dfm", "fsdfm")
-CHOICES = {"source": ("uniform", "mask"), "teacher": ("rk4", "heun"), "step_weights": ("flat", "balanced", "paper")}
-NETWORK = ("block_size", "n_layer", "n_head", "dim", "cond_dim", "source", "exponent")
-FRACTIONS = ("dropout", "decay", "ema_decay")
-MAY_BE_ZERO = ("seed", "dropout", "decay", "ema_decay", "warmup", "weight_decay")
-TEACHERS = {"rk4": rk4_target, "heun": heun_target}
+TEACHERS = {"rk4": rk4_target, "heun": heun_target, "rk4_probabilities": rk4_probabilities_target, "none": None}
 STEP_WEIGHTS = {  # of h = 1, 1/2, ..., 1/1024
     "flat": [1] * 11,
     # Few of the largest steps, whose text grows dull (entropy falls) when they are trained much: README, "Choices".
-    "balanced": [0.6, 0.8, 1.2, 3, 8, 12, 13, 12, 12, 13, 24.4],
+    "balanced": [0.8, 1, 1.5, 4, 11, 14, 13, 12, 11, 11, 20.7],
     "paper": [2**i for i in range(11)],
 }
+CHOICES = {"source": ("uniform", "mask"), "teacher": TEACHERS, "step_conditioning": ("on", "off"), "update": JUMP_PROBABILITIES, "step_weights": STEP_WEIGHTS}
+NETWORK = ("block_size", "n_layer", "n_head", "dim", "cond_dim", "source", "exponent")
+FRACTIONS = ("dropout", "decay", "ema_decay")
+MAY_BE_ZERO = ("seed", "dropout", "decay", "ema_decay", "warmup", "weight_decay")
 
 
 def preset_value(name, preset, stage):
@@ -114,25 +118,6 @@ def parse_arguments():
 # the pieces
 
 
-def make_optimizers(model, settings):
-    """Muon for the matrices inside the blocks, AdamW for the rest. Muon makes every singular value of a matrix's
-    update the same size, and learned faster here (README, "Choices")."""
-    matrices = [p for block in model.blocks for part in (block.attention, block.mlp) for p in part.parameters() if p.ndim == 2]
-    rest = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
-    rate, decay = settings["learning_rate"], settings["weight_decay"]
-    return [
-        torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.95), weight_decay=0.0, fused=rest[0].is_cuda),
-    ]
-
-
-def learning_rate(iteration, settings):
-    """Rises linearly over `warmup` iterations, stays, falls linearly to zero over the last part, `decay`."""
-    rise = (iteration + 1) / max(1, settings["warmup"])
-    fall = (settings["iterations"] - iteration) / max(1.0, settings["decay"] * settings["iterations"])
-    return settings["learning_rate"] * min(rise, fall, 1.0)
-
-
 def make_loss(stage, settings, ema):
     """loss(network, x_1) -> mean nats per token, for the stage. x_1 (B, L) is text."""
 
@@ -143,17 +128,18 @@ def make_loss(stage, settings, ema):
     def dfm(network, x_1):
         t = sample_times(len(x_1), x_1.device)
         x_t = sample_path(x_1, t, network.config)
-        return generalized_kl(network(x_t, t), x_1, x_t, t, network.config).mean()
+        return generalized_kl(network(x_t, t), x_1, x_t, t, network.config, settings["largest_rate"]).mean()
 
     def fsdfm(network, x_1):
-        return distillation_loss(network, ema, x_1, STEP_WEIGHTS[settings["step_weights"]], TEACHERS[settings["teacher"]])
+        weights, target = STEP_WEIGHTS[settings["step_weights"]], TEACHERS[settings["teacher"]]
+        return distillation_loss(network, ema, x_1, weights, target, settings["largest_rate"])
 
     return {"judge": judge, "dfm": dfm, "fsdfm": fsdfm}[stage]
 
 
 def build_model(stage, settings, dataset, out):
     """A network to start from: fresh, or for fsdfm the trained DFM made step-aware."""
-    shape = {name: settings[name] for name in (*NETWORK, "dropout")}
+    shape = {name: settings[name] for name in (*NETWORK, "dropout", "update")}
     config = ModelConfig(vocab_size=dataset.tokenizer.vocab_size, **shape)
     if stage != "fsdfm":
         return Transformer(replace(config, causal=True, source="uniform") if stage == "judge" else config)
@@ -164,8 +150,12 @@ def build_model(stage, settings, dataset, out):
         raise UserError(f"{out / 'dfm.pt'} is not finished: run `python train.py dfm --resume`")
     dfm = Transformer(ModelConfig(**checkpoint["config"]))
     dfm.load_state_dict(checkpoint["model"])
-    student = Transformer(replace(dfm.config, step_aware=True, dropout=settings["dropout"]))
-    make_step_aware(student, dfm)
+    step_aware = settings["step_conditioning"] == "on"
+    student = Transformer(replace(dfm.config, step_aware=step_aware, dropout=settings["dropout"], update=settings["update"]))
+    if step_aware:
+        make_step_aware(student, dfm)
+    else:
+        student.load_state_dict(checkpoint["model"])
     return student
 
 
@@ -250,7 +240,7 @@ def main():
 
     def save(iteration):
         save_checkpoint(path, {
-            "stage": stage, "iteration": iteration, "config": asdict(model.config), "settings": settings,
+            "stage": stage, "iteration": iteration, "seconds": time.perf_counter() - began, "config": asdict(model.config), "settings": settings,
             "tokenizer": dataset.tokenizer.description, "model": model.state_dict(), "ema": ema and ema.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         })  # fmt: skip
@@ -262,7 +252,7 @@ def main():
         millions = sum(p.numel() for p in model.parameters()) / 1e6
         print(f"{stage}: {millions:.1f}M parameters, {len(dataset.train) / 1e6:.2f}M tokens of text, on {device}")
     bar = tqdm(range(start, settings["iterations"]), desc=stage, initial=start, total=settings["iterations"], disable=rank > 0)
-    began = time.perf_counter()
+    began = time.perf_counter() - (checkpoint["seconds"] if checkpoint else 0)
     for iteration in bar:
         torch.manual_seed((settings["seed"] * 1_000_003 + iteration) * world + rank)
         for optimizer in optimizers:

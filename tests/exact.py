@@ -17,8 +17,8 @@ TEXT /= TEXT.sum()
 TEXTS = list(itertools.product(range(V), repeat=L))
 
 
-def world_config(source, exponent=1.0):
-    return ModelConfig(vocab_size=V, block_size=L, source=source, exponent=exponent)
+def world_config(source, exponent=1.0, update="cumulative"):
+    return ModelConfig(vocab_size=V, block_size=L, source=source, exponent=exponent, update=update)
 
 
 def states(source):
@@ -48,8 +48,8 @@ def posterior(source, kappa):
 class ExactNetwork:
     """Answers like a network that has learned everything: logits are the log of the exact posterior."""
 
-    def __init__(self, source, exponent=1.0, perturb=0.0):
-        self.config, self.source, self.perturb = world_config(source, exponent), source, perturb
+    def __init__(self, source, exponent=1.0, perturb=0.0, update="cumulative"):
+        self.config, self.source, self.perturb = world_config(source, exponent, update), source, perturb
 
     def __call__(self, x_t, t, h=None):
         answer = torch.full((*x_t.shape, self.config.n_tokens), 5.0)  # MASK's logit must not matter

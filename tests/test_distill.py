@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from distill import distillation_loss, forward_kl, heun_target, rk4_target, sample_grid_times, sample_step_sizes, update_ema
+from distill import (
+    distillation_loss,
+    forward_kl,
+    heun_target,
+    rk4_probabilities_target,
+    rk4_target,
+    sample_grid_times,
+    sample_step_sizes,
+    update_ema,
+)
 from model import ModelConfig, Transformer, make_step_aware
 from test_flow import chi_square, chi_square_bound, plain_generalized_kl
 
@@ -132,6 +141,38 @@ def test_sequences_at_the_finest_step_run_no_teacher(target, stages):
         assert least <= taught <= most
         assert len(teacher.calls) == (stages if taught else 0)
         assert all(torch.equal(step, h[:taught] / 2) for _, _, step in teacher.calls)
+
+
+class Moody:
+    """A network that answers each call with other logits."""
+
+    config = ModelConfig(vocab_size=4, block_size=16)
+
+    def __init__(self):
+        self.answers = [torch.tensor(row, dtype=torch.float32) for row in ([0, 1, 2, 3], [3, 0, 0, 1], [1, 1, 5, 0], [0, 2, 0, 2])]
+        self.call = 0
+
+    def __call__(self, x_t, t, h):
+        self.call += 1
+        return self.answers[self.call - 1].expand(*x_t.shape, 4)
+
+
+def test_the_two_means():
+    """Of logits: the normalised geometric mean of the four answers; of probabilities: the arithmetic one."""
+    x_t, t, h = torch.randint(4, (3, 16)), torch.full((3,), 0.25), torch.full((3,), 0.5)
+    weights, p = torch.tensor([1, 2, 2, 1])[:, None] / 6, torch.stack(Moody().answers).softmax(-1)
+    geometric = (p**weights).prod(0) / (p**weights).prod(0).sum()
+    for target, expected in ((rk4_target, geometric), (rk4_probabilities_target, (weights * p).sum(0))):
+        torch.testing.assert_close(target(Moody(), x_t, t, h).softmax(-1), expected.expand(3, 16, 4))
+
+
+def test_without_a_teacher_every_step_learns_the_text():
+    student, teacher = Stub([0.1, 0.2, 0.3, 0.4]), Stub([0.25] * 4)
+    x_1 = torch.randint(4, (22, 16))
+    loss = distillation_loss(student, teacher, x_1, FLAT, None).item()
+    x_t, t, _ = student.calls[0]
+    expected = plain_generalized_kl(student.logits.expand(22, 16, 4), x_1, x_t, t, student.config)
+    assert teacher.calls == [] and loss == pytest.approx(expected.mean().item(), rel=1e-5)
 
 
 def test_no_gradient_reaches_the_teacher():

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from exact import TEXT, TEXTS, ExactNetwork, path, posterior, sampled_distribution, states, total_variation, world_config
-from flow import euler_probability, generalized_kl, generate, jump_probability, sample_source
+from flow import generalized_kl, generate, sample_source
 
 PRODUCT_OF_MARGINALS = np.outer(TEXT.sum(1), TEXT.sum(0))
 ENTROPY = -(TEXT * np.log(TEXT)).sum()
@@ -62,8 +62,7 @@ def test_cumulative_scalar_is_closer_than_euler(source):
 @pytest.mark.parametrize("rule", ["cumulative", "euler"])
 def test_the_real_sampler_draws_from_it(source, steps, rule):
     n = 50_000
-    probability = {"cumulative": jump_probability, "euler": euler_probability}[rule]
-    x_1 = generate(ExactNetwork(source), sample_source((n, 2), world_config(source)), steps, probability=probability)
+    x_1 = generate(ExactNetwork(source, update=rule), sample_source((n, 2), world_config(source)), steps)
     counts = np.bincount(x_1[:, 0] * 4 + x_1[:, 1], minlength=16)
     expected = n * sampled_distribution(source, steps, rule).flatten()
     chi_square = ((counts - expected) ** 2 / expected).sum()

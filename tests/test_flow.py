@@ -197,18 +197,18 @@ def test_half_precision_logits_are_drawn_from_in_float32():
 # one step
 
 
-@pytest.mark.parametrize("probability", [jump_probability, euler_probability])
-def test_jump_uniform(probability):
+@pytest.mark.parametrize("update", ["cumulative", "euler"])
+def test_jump_uniform(update):
     """Where a token jumps, how often, and never to itself; in the last step, a plain draw from p."""
-    config, n = ModelConfig(vocab_size=4), 200_000
+    config, n = ModelConfig(vocab_size=4, update=update), 200_000
     p = torch.tensor([0.1, 0.2, 0.3, 0.4])
     x_t, logits = torch.full((1, n), 1), p.log().expand(1, n, 4)
     t, h = torch.tensor([0.5]), torch.tensor([0.25])
-    leave = 1 - 0.5**0.8 if probability is jump_probability else 1 - math.exp(-0.5 * 0.8)
+    leave = 1 - 0.5**0.8 if update == "cumulative" else 1 - math.exp(-0.5 * 0.8)
     expected = n * torch.cat([leave * p[:1] / 0.8, torch.tensor([1 - leave]), leave * p[2:] / 0.8])
-    counts = torch.bincount(jump(x_t, logits, t, h, config, probability).flatten(), minlength=4).float()
+    counts = torch.bincount(jump(x_t, logits, t, h, config).flatten(), minlength=4).float()
     assert chi_square(counts, expected) < chi_square_bound(3)
-    last = torch.bincount(jump(x_t, logits, torch.tensor([0.75]), h, config, probability).flatten(), minlength=4).float()
+    last = torch.bincount(jump(x_t, logits, torch.tensor([0.75]), h, config).flatten(), minlength=4).float()
     assert chi_square(last, n * p) < chi_square_bound(3)
 
 
