@@ -1,17 +1,14 @@
 """Measuring: how good is the text, how varied, how fast, at every number of steps?
 
     python eval.py                        both models at 1, 2, 4, ..., 1,024 steps -> out/eval.json, and a table
-    python eval.py --steps 1 8 64
+    python eval.py --steps 8 1024 --temperatures 0.7 0.8 0.9 1      adds the rows of the frontier (plot.py)
+    python eval.py --likelihood           the bound on the likelihood of held-out text, beside the judge's
+    python eval.py --infill               half of held-out text is taken out and written again
+    python eval.py --longer               texts two and four times as long as those of the training
     python eval.py --dfm FILE --fsdfm FILE --data mine    published networks; the judge must know GPT-2's tokens
 
-Perplexity  exp of the judge's mean negative log likelihood (nats) of the next token, taken per sample and then averaged
-            over samples, the paper's convention; `corpus` is exp of the mean over all tokens of all samples.
-Entropy     Shannon entropy, in bits, of a sample's own histogram of tokens. Perplexity alone can be had for nothing:
-            a lower temperature, or one word repeated, lowers both. Always read the two together.
-Distinct    share of a sample's 4-grams that are different: falls when the text repeats itself.
-
-Each with its standard error over samples, s / sqrt(n). The same numbers for held-out real text say what is natural.
-Source: FS-DFM (arXiv 2509.20624), whose judge is GPT-2 Large; ours is train.py's. Read next: plot.py.
+The measures are those of measures.py and heldout.py. --likelihood and --infill take --data NAME: how do the networks do on a text of
+another kind? (Prepare it with the same tokens: data/prepare.py --tokens-of pydocs.) Read next: plot.py.
 """
 
 import argparse
@@ -25,83 +22,82 @@ from itertools import zip_longest
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from checkpoint import Parser, UserError, pick_device, run_command, seed_number, write_safely
 from data.dataset import Dataset
-from flow import generate, sample_source
+from flow import JUMP_PROBABILITIES, generate, sample_source
+from heldout import infill_report, likelihood_report
+from measures import measure, perplexity_by_quarter, token_nll
 from model import autocast
-from sample import load_model, printable
+from sample import generate_autoregressive, load_model, printable
 
 STEPS = [2**i for i in range(11)]
 SLOW = 512  # from here on a CPU measures fewer samples
+FEW = 8  # the steps of FS-DFM that are shown beside the most steps of DFM
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# the measures
+# texts, and the time they take
 
 
-@torch.no_grad()
-def token_nll(judge, x, batch_size=64):
-    """-log p(x[i] | x[:i]) under the causal judge, in nats: (N, L) tokens -> (N, L - 1) float32."""
-    with autocast(x.device):
-        parts = [F.cross_entropy(judge(part)[:, :-1].float().transpose(1, 2), part[:, 1:], reduction="none") for part in x.split(batch_size)]
-    return torch.cat(parts)
+def timed(make):
+    """make() -> tokens, and the wall-clock seconds until they are there."""
+    began = time.perf_counter()
+    x_1 = make()
+    x_1.cpu()  # waits for the device
+    return x_1, time.perf_counter() - began
 
 
-def token_entropy(x, vocab_size):
-    """(N,) bits: the entropy of each sample's token histogram. Between 0 and log2(L)."""
-    counts = torch.zeros(len(x), vocab_size, device=x.device).scatter_add_(1, x, torch.ones(x.shape, device=x.device))
-    return torch.special.entr(counts / x.shape[1]).sum(-1) / math.log(2)
-
-
-def distinct_ngrams(x, n=4):
-    """(N,) share of each sample's n-grams that are different from one another, in (0, 1]."""
-    grams = x.unfold(1, n, 1)  # (N, L - n + 1, n)
-    return torch.tensor([len(set(map(tuple, row))) / len(row) for row in grams.tolist()])
-
-
-def measure(x, judge):
-    """All measures of samples x (N, L), each with its standard error (0 for a single sample)."""
-    nll = token_nll(judge, x)
-    values = {
-        "perplexity": nll.mean(-1).exp(),
-        "entropy": token_entropy(x, judge.config.vocab_size),
-        "distinct_4grams": distinct_ngrams(x),
-    }
-    row = {"samples": len(x), "corpus_perplexity": nll.mean().exp().item()}
-    for name, value in values.items():
-        row[name] = value.mean().item()
-        row[name + "_error"] = (value.std() / len(x) ** 0.5).item() if len(x) > 1 else 0.0
-    return row
-
-
-def timed_samples(model, shape, steps, seed, batch_size, callback=None):
-    """Texts of `shape` (N, L), at most batch_size at a time, and the wall-clock seconds they took. The callback is
-    that of flow.generate."""
+def timed_samples(model, shape, steps, seed, batch_size, temperature=1.0, callback=None):
+    """Texts of `shape` (N, L), at most batch_size at a time, and their seconds. The callback is flow.generate's."""
     torch.manual_seed(seed)
     device = next(model.parameters()).device
-    began = time.perf_counter()
     with autocast(device):
-        parts = [generate(model, part, steps, callback=callback) for part in sample_source(shape, model.config, device).split(batch_size)]
-    x_1 = torch.cat(parts).cpu()  # waits for the device
-    return x_1.to(device), time.perf_counter() - began
+        parts = sample_source(shape, model.config, device).split(batch_size)
+        return timed(lambda: torch.cat([generate(model, part, steps, None, temperature, callback) for part in parts]))
+
+
+def compare_speed(fsdfm, judge, x_1, row, seed, batch_size):
+    """How long each model takes to write as many texts as there are in x_1 (N, L): seconds and tokens per second. `row` is
+    the DFM's at the most steps. The others are timed three times, the median counts; the judge begins with x_1's first tokens."""
+    N, L = x_1.shape
+
+    def judge_writes():
+        with autocast(x_1.device):
+            return timed(lambda: torch.cat([generate_autoregressive(judge, part, L) for part in x_1[:, :1].split(batch_size)]))[1]
+
+    seconds = {
+        ("judge", L - 1): sorted(judge_writes() for _ in range(3))[1],
+        ("dfm", row["steps"]): row["seconds_per_sample"] * N,
+        ("fsdfm", FEW): sorted(timed_samples(fsdfm, (N, L), FEW, seed, batch_size)[1] for _ in range(3))[1],
+    }
+    return [{"model": m, "network_calls": calls, "texts": N, "seconds": s, "tokens_per_second": N * L / s} for (m, calls), s in seconds.items()]
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# the report
+# tables
 
 
 def table(report):
     """The rows as text, a line each."""
-    lines = [f"{'':8}{'steps':>6}{'perplexity':>20}{'corpus':>9}{'entropy, bits':>16}{'distinct 4':>12}{'s/sample':>10}{'samples':>9}"]
+    lines = [f"{'':8}{'steps':>6}{'temp.':>7}{'perplexity':>20}{'corpus':>9}{'entropy, bits':>16}{'distinct 4':>12}{'s/sample':>10}{'samples':>9}"]
     for row in [report["real"], *report["rows"]]:
         perplexity = f"{row['perplexity']:.1f} ± {row['perplexity_error']:.1f}"
         entropy = f"{row['entropy']:.2f} ± {row['entropy_error']:.2f}"
         seconds = f"{row['seconds_per_sample']:.3f}" if "seconds_per_sample" in row else ""
-        lines.append(f"{row['model']:8}{row.get('steps', ''):>6}{perplexity:>20}{row['corpus_perplexity']:>9.1f}{entropy:>16}"
-                     f"{row['distinct_4grams']:>12.3f}{seconds:>10}{row['samples']:>9}")  # fmt: skip
+        lines.append(f"{row['model']:8}{row.get('steps', ''):>6}{row.get('temperature', ''):>7}{perplexity:>20}{row['corpus_perplexity']:>9.1f}"
+                     f"{entropy:>16}{row['distinct_4grams']:>12.3f}{seconds:>10}{row['samples']:>9}")  # fmt: skip
+    return "\n".join(lines)
+
+
+def speed_table(rows):
+    """Seconds and tokens per second, and how many times the slowest's."""
+    slowest = max(row["seconds"] for row in rows)
+    lines = [f"{rows[0]['texts']} texts at a time:"]
+    for row in rows:
+        lines.append(f"{row['model']:8}{row['network_calls']:>6} network calls{row['seconds']:>10.2f} s"
+                     f"{row['tokens_per_second']:>12,.0f} tokens/s{slowest / row['seconds']:>8.1f}x")  # fmt: skip
     return "\n".join(lines)
 
 
@@ -115,6 +111,32 @@ def side_by_side(pair, width=58):
     return "\n".join(f"{left:{width}} | {right}".rstrip() for left, right in zip_longest(*columns, fillvalue=""))
 
 
+# ---------------------------------------------------------------------------------------------------------------
+# longer texts
+
+
+def longer_report(networks, judge, blocks, steps, num_samples, seed):
+    """Perplexity by quarter of texts as long as the training's, twice and four times that."""
+    length, flat = blocks.shape[1], blocks.flatten()
+    rows = []
+    for times in (1, 2, 4):
+        real = flat[: len(flat) // (times * length) * times * length].view(-1, times * length)
+        texts = {("real", None): real}
+        for name, network in networks.items():
+            for n in steps:
+                texts[name, n], _ = timed_samples(network, (num_samples, times * length), n, seed, max(1, num_samples // times))
+        for (name, n), x in texts.items():
+            quarters = perplexity_by_quarter(x, judge)
+            rows.append({"model": name, "steps": n, "length": times * length, "samples": len(x), "quarters": quarters})
+            shown = "   ".join(f"{q['perplexity']:.1f} ± {q['perplexity_error']:.1f}" for q in quarters)
+            print(f"{times * length:>6} tokens, {name:6}{n or '':>5}  perplexity by quarter: {shown}")
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the report
+
+
 def fingerprint(paths):
     """A hash for each file: a report is continued only if the networks are still the same."""
     hashes = []
@@ -124,17 +146,25 @@ def fingerprint(paths):
     return hashes
 
 
-def main():
+def parse_arguments():
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", choices=("dfm", "fsdfm"), nargs="+", default=["dfm", "fsdfm"], help="which to measure (default: dfm fsdfm)")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--likelihood", action="store_true", help="only the likelihood of held-out text -> OUT/likelihood-DATA.json (default: no)")
+    part.add_argument("--infill", action="store_true", help="only infilling, in 8 and 64 steps or --steps -> OUT/infill-DATA.json (default: no)")
+    part.add_argument("--longer", action="store_true", help="only longer texts, in 8 and 64 steps or --steps -> OUT/longer-DATA.json (default: no)")
     parser.add_argument("--data", default="pydocs", help="name given to data/prepare.py, for the real text (default: pydocs)")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the checkpoints and of eval.json (default: out)")
     parser.add_argument("--dfm", type=Path, help="a file to use instead, ours or a published .pth (default: OUT/dfm.pt)")
     parser.add_argument("--fsdfm", type=Path, help="a file to use instead, ours or a published .pth (default: OUT/fsdfm.pt)")
+    parser.add_argument("--judge", type=Path, help="a file to use instead (default: OUT/judge.pt)")
+    parser.add_argument("--update", choices=JUMP_PROBABILITIES, help="the sampler's step: cumulative or euler (default: the one trained for)")
     parser.add_argument("--n-head", type=int, help="heads of a published .pth that does not store them (default: by its width)")
     parser.add_argument("--length", type=int, help="tokens of a text (default: those of a training sequence)")
-    parser.add_argument("--steps", type=int, nargs="+", default=STEPS, metavar="N", help="numbers of steps (default: 1 2 4 ... 1024)")
+    parser.add_argument("--steps", type=int, nargs="+", metavar="N", help="numbers of steps (default: 1 2 4 ... 1024)")
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0], metavar="T", help="temperatures of the draws (default: 1)")
     parser.add_argument("--num-samples", type=int, default=64, help="texts for each model and number of steps (default: 64)")
-    parser.add_argument("--slow-samples", type=int, help=f"texts at {SLOW} steps and more (default: 16 on a CPU, else as many)")
+    parser.add_argument("--slow-samples", type=int, help=f"texts at {SLOW} steps and more (default: 8 on a CPU, else as many)")
     parser.add_argument("--batch-size", type=int, default=64, help="texts made at a time (default: 64)")
     parser.add_argument("--seed", type=seed_number, default=1, help="of every random number (default: 1)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
@@ -142,32 +172,56 @@ def main():
     for name in ("num_samples", "slow_samples", "batch_size", "length"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(arguments, name)}")
-    if min(arguments.steps) < 1:
+    if arguments.steps and min(arguments.steps) < 1:
         raise UserError(f"--steps must be at least 1, not {min(arguments.steps)}")
+    if not all(0 < t < math.inf for t in arguments.temperatures):
+        raise UserError("--temperatures must be above 0")
+    return arguments
 
-    device = pick_device(arguments.device)
-    slow_samples = arguments.slow_samples or (min(16, arguments.num_samples) if device.type == "cpu" else arguments.num_samples)
-    judge, tokenizer = load_model(arguments.out / "judge.pt", device)
+
+def load_all(arguments, device):
+    """The judge, the networks of --models by name, the files they came from, the dataset and the tokenizer."""
+    judge_path = arguments.judge or arguments.out / "judge.pt"
+    judge, tokenizer = load_model(judge_path, device)
     if not judge.config.causal:
-        raise UserError(f"{arguments.out / 'judge.pt'} is no judge: make it with `python train.py judge`")
-    paths = {"dfm": arguments.dfm or arguments.out / "dfm.pt", "fsdfm": arguments.fsdfm or arguments.out / "fsdfm.pt"}
+        raise UserError(f"{judge_path} is no judge: make it with `python train.py judge`")
+    paths = {name: getattr(arguments, name) or arguments.out / f"{name}.pt" for name in sorted(set(arguments.models))}
     networks = {}
-    for name, of_released in (("dfm", "teacher_model"), ("fsdfm", "student_ema_model")):
-        networks[name], tokens = load_model(paths[name], device, of_released, arguments.n_head)
+    for name in paths:
+        networks[name], tokens = load_model(paths[name], device, {"dfm": "teacher_model", "fsdfm": "student_ema_model"}[name], arguments.n_head)
+        networks[name].config.update = arguments.update or networks[name].config.update
         if tokens.description != tokenizer.description:
-            raise UserError(f"{arguments.out / 'judge.pt'} judges other tokens than those of {paths[name]}: train it on the same --data")
+            raise UserError(f"{judge_path} judges other tokens than those of {paths[name]}: train it on the same --data")
     dataset = Dataset(arguments.data)
     if dataset.tokenizer.description != tokenizer.description:
-        raise UserError(f"{arguments.out / 'judge.pt'} judges other tokens than those of data/{dataset.name}: name the --data it was trained on")
-    length = arguments.length or networks["dfm"].config.block_size
-    if length < 4:
-        raise UserError(f"a text of {length} tokens has no 4-grams: use --length 4 or more")
+        raise UserError(f"{judge_path} judges other tokens than those of data/{dataset.name}: name the --data it was trained on")
+    return judge, networks, [judge_path, *paths.values()], dataset, tokenizer
+
+
+def main():
+    arguments = parse_arguments()
+    device = pick_device(arguments.device)
+    judge, networks, files, dataset, tokenizer = load_all(arguments, device)
+    length = arguments.length or next(iter(networks.values())).config.block_size
+    if length < 5:
+        raise UserError(f"a text of {length} tokens is too short to measure: use --length 5 or more")
     dataset.must_fill(length)
+    blocks = torch.from_numpy(dataset.val[: len(dataset.val) // length * length].astype("int64")).view(-1, length).to(device)
+
+    part = next((part for part in ("likelihood", "infill", "longer") if getattr(arguments, part)), None)
+    if part:
+        if part == "likelihood":
+            rows = likelihood_report(networks, judge, blocks)
+        elif part == "infill":
+            rows = infill_report(networks, judge, blocks, arguments.steps or [FEW, 64], arguments.num_samples)
+        else:
+            rows = longer_report(networks, judge, blocks, arguments.steps or [FEW, 64], arguments.num_samples, arguments.seed)
+        text = json.dumps({"networks": fingerprint(files), "data": dataset.meta["text_sha256"], "rows": rows}, indent=1)
+        return write_safely(arguments.out / f"{part}-{dataset.name}.json", lambda path: path.write_text(text))
 
     # a report of the same networks and seed is continued, row by row
     report_path = arguments.out / "eval.json"
-    files = [arguments.out / "judge.pt", *paths.values()]
-    key = {"networks": fingerprint(files), "seed": arguments.seed, "length": length, "batch_size": arguments.batch_size}
+    key = {"networks": fingerprint(files), "seed": arguments.seed, "length": length, "batch_size": arguments.batch_size, "update": arguments.update}
     key["text"] = dataset.meta["text_sha256"]
     try:
         report = json.loads(report_path.read_text()) if report_path.exists() else {}
@@ -183,39 +237,49 @@ def main():
     def save():
         write_safely(report_path, lambda path: path.write_text(json.dumps(report, indent=1)))
 
-    blocks = torch.from_numpy(dataset.val[: len(dataset.val) // length * length].astype("int64")).view(-1, length).to(device)
     report["real"] = {"model": "real"} | measure(blocks, judge)
-    rows = {(row["model"], row["steps"]): row for row in report["rows"]}
-    jobs = [(model, steps, slow_samples if steps >= SLOW else arguments.num_samples) for model in networks for steps in arguments.steps]
-    bar = tqdm(total=sum(steps * samples for _, steps, samples in jobs), desc="eval", unit="step", unit_scale=True)
+    rows = {(row["model"], row["steps"], row["temperature"]): row for row in report["rows"]}
+    slow_samples = arguments.slow_samples or (min(8, arguments.num_samples) if device.type == "cpu" else arguments.num_samples)
+    jobs = [(model, steps, temperature, slow_samples if steps >= SLOW else arguments.num_samples)
+            for model in networks for steps in arguments.steps or STEPS for temperature in arguments.temperatures]  # fmt: skip
+    bar = tqdm(total=sum(steps * samples for _, steps, _, samples in jobs), desc="eval", unit="step", unit_scale=True)
 
     def progress(step, x_t):
         bar.update(len(x_t))
 
     for network in networks.values():  # warm-up: a first pass takes longer
         timed_samples(network, (min(arguments.batch_size, arguments.num_samples), length), 1, arguments.seed, arguments.batch_size)
-    for model, steps, samples in jobs:
-        if rows.get((model, steps), {}).get("samples") != samples:
-            x_1, seconds = timed_samples(networks[model], (samples, length), steps, arguments.seed, arguments.batch_size, progress)
-            rows[model, steps] = {"model": model, "steps": steps, "seconds_per_sample": seconds / samples} | measure(x_1, judge)
+    for *job, samples in jobs:
+        model, steps, temperature = job
+        if rows.get(tuple(job), {}).get("samples") != samples:
+            shape = (samples, length)
+            x_1, seconds = timed_samples(networks[model], shape, steps, arguments.seed, arguments.batch_size, temperature, progress)
+            row = {"model": model, "steps": steps, "temperature": temperature, "seconds_per_sample": seconds / samples}
+            rows[tuple(job)] = row | measure(x_1, judge)
             report["rows"] = [rows[job] for job in sorted(rows)]
             save()
-            bar.set_postfix_str(f"{model}, {steps} steps: perplexity {rows[model, steps]['perplexity']:.1f}")
+            bar.set_postfix_str(f"{model}, {steps} steps: perplexity {rows[tuple(job)]['perplexity']:.1f}")
         else:
             bar.update(steps * samples)
     bar.close()
 
-    # one sample of each model, the first of its seed, alone in its batch
-    wanted = [("dfm", max(steps for _, steps in rows)), ("fsdfm", 8)]
-    if [(sample["model"], sample["steps"]) for sample in report.get("pair", [])] != wanted:
+    if len(networks) < 2:
+        return print(f"\n{table(report)}")
+
+    # one sample of each model, the first of its seed, alone in its batch; and the speed of writing
+    many = max(steps for model, steps, _ in rows)
+    if [(sample["model"], sample["steps"]) for sample in report.get("pair", [])] != [("dfm", many), ("fsdfm", FEW)]:
         report["pair"] = []
-        for model, steps in wanted:
+        for model, steps in (("dfm", many), ("fsdfm", FEW)):
             x_1, seconds = timed_samples(networks[model], (1, length), steps, arguments.seed, 1)
             text = printable(tokenizer.decode(x_1[0].tolist()))
             perplexity = token_nll(judge, x_1).mean().exp().item()
             report["pair"].append({"model": model, "steps": steps, "seconds": seconds, "perplexity": perplexity, "text": text})
+        row = next(row for row in rows.values() if (row["model"], row["steps"]) == ("dfm", many))
+        x_1 = blocks[torch.arange(row["samples"]) % len(blocks)]  # (N, L)
+        report["speed"] = compare_speed(networks["fsdfm"], judge, x_1, row, arguments.seed, arguments.batch_size)
         save()
-    print(f"\n{table(report)}\n\n{side_by_side(report['pair'])}")
+    print(f"\n{table(report)}\n\n{speed_table(report['speed'])}\n\n{side_by_side(report['pair'])}")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
     python sample.py --model fsdfm --steps 8
     python sample.py --model dfm --steps 64 --watch          see it come into focus
     python sample.py --model fsdfm --prompt "Return the "    kept exactly, at the start
+    python sample.py --model judge --prompt "Return the "    token by token, to compare
     python sample.py --checkpoint released.pth               a published network
 
-The work is done by flow.generate; here are a command line and a terminal around it. Read next: eval.py.
+The work is done by flow.generate; here are a command line and a terminal around it, and the ordinary way of writing,
+one token after the other, that all of this is measured against. Read next: measures.py.
 """
 
 import argparse
@@ -17,8 +19,8 @@ import torch
 
 from checkpoint import Parser, UserError, load_checkpoint, must_be_ours, pick_device, run_command, seed_number
 from data.tokenizer import Tokenizer
-from flow import generate, sample_source
-from model import ModelConfig, Transformer, autocast
+from flow import categorical, generate, sample_source
+from model import Cache, ModelConfig, Transformer, autocast
 from released import NETWORKS, is_released, load_released
 
 CHANGED, PLAIN, HOME_AND_CLEAR = "\033[7m", "\033[0m", "\033[H\033[J"
@@ -64,6 +66,21 @@ def noise_with_prompt(ids, num_samples, config, device):
     return x_0, frozen
 
 
+@torch.no_grad()
+def generate_autoregressive(judge, x, length, temperature=1.0, callback=None):
+    """The causal judge goes on from tokens x (B, n), n >= 1, to (B, length), one network call a token; keys and values
+    of what it has written are kept. callback(step, x) is called after every token."""
+    caches = [Cache(length) for _ in judge.blocks]
+    unread = x
+    for step in range(1, length - x.shape[1] + 1):
+        logits = judge(unread, caches=caches)[:, -1].float() / temperature  # (B, V)
+        unread = categorical(logits.softmax(-1))[:, None]  # (B, 1)
+        x = torch.cat([x, unread], dim=1)
+        if callback is not None:
+            callback(step, x)
+    return x
+
+
 class Watcher:
     """Redraws the first text after every step, tokens that changed in reverse; a callback of flow.generate."""
 
@@ -83,10 +100,10 @@ class Watcher:
 
 def main():
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=("dfm", "fsdfm"), default="fsdfm", help="which network (default: fsdfm)")
+    parser.add_argument("--model", choices=("dfm", "fsdfm", "judge"), default="fsdfm", help="which network (default: fsdfm)")
     parser.add_argument("--checkpoint", type=Path, help="a file to use instead, ours or a published .pth (default: OUT/MODEL.pt)")
     parser.add_argument("--n-head", type=int, help="heads of a published .pth that does not store them (default: by its width)")
-    parser.add_argument("--steps", type=int, default=8, help="uniform steps from noise to text, 1 or more (default: 8)")
+    parser.add_argument("--steps", type=int, default=8, help="uniform steps from noise to text, 1 or more; the judge takes one a token (default: 8)")
     parser.add_argument("--num-samples", type=int, default=1, help="how many texts (default: 1)")
     parser.add_argument("--seed", type=seed_number, default=1, help="of every random number; the same seed, the same text (default: 1)")
     parser.add_argument("--prompt", default="", help="text to begin with, kept exactly as given (default: none)")
@@ -105,22 +122,26 @@ def main():
     device = pick_device(arguments.device)
     network = "teacher_model" if arguments.model == "dfm" else NETWORKS[0]
     model, tokenizer = load_model(arguments.checkpoint or arguments.out / f"{arguments.model}.pt", device, network, arguments.n_head)
-    if model.config.causal:
-        raise UserError("a judge scores text and cannot write it: use --model dfm or fsdfm")
     prompt = encode_prompt(arguments.prompt, tokenizer, model.config.block_size)
+    if model.config.causal and not prompt:
+        raise UserError("the judge goes on from a text: give it one with --prompt")
     torch.manual_seed(arguments.seed)
     x_0, frozen = noise_with_prompt(prompt, arguments.num_samples, model.config, device)
-    watcher = Watcher(tokenizer, model.config.mask_id, arguments.steps) if arguments.watch else None
+    steps = model.config.block_size - len(prompt) if model.config.causal else arguments.steps
+    watcher = Watcher(tokenizer, model.config.mask_id, steps) if arguments.watch else None
     began = time.perf_counter()
     with autocast(device):
-        x_1 = generate(model, x_0, arguments.steps, frozen, arguments.temperature, watcher)
+        if model.config.causal:
+            x_1 = generate_autoregressive(model, x_0[:, : len(prompt)], model.config.block_size, arguments.temperature, watcher)
+        else:
+            x_1 = generate(model, x_0, steps, frozen, arguments.temperature, watcher)
     texts = [printable(tokenizer.decode(row)) for row in x_1.tolist()]
     seconds = time.perf_counter() - began
     for number, text in enumerate(texts, start=1):
         if number > 1:
             print("\n" + "-" * 80)
         print(text)
-    print(f"[{arguments.checkpoint or arguments.model}, {arguments.steps} steps, {seconds:.2f} s for {len(texts)}]", file=sys.stderr)
+    print(f"[{arguments.checkpoint or arguments.model}, {steps} steps, {seconds:.2f} s for {len(texts)}]", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 
 from checkpoint import Parser, UserError, run_command, write_safely
+from data.dataset import Dataset
 from data.tokenizer import Tokenizer, learn_bpe, learn_char
 
 FOLDER = Path(__file__).parent
@@ -74,19 +75,23 @@ def user_text(paths):
     return "\n\n".join(texts)
 
 
-def prepare(name, text, source, tokenizer="bpe", vocab_size=1024, validation=0.1):
-    """Writes data/NAME/. Validation text is the contiguous tail; the tokenizer is learned on the rest."""
+def prepare(name, text, source, tokenizer="bpe", vocab_size=1024, validation=0.1, tokens_of=None):
+    """Writes data/NAME/. Validation text is the contiguous tail; the tokenizer is learned on the rest, or is that of
+    the prepared text `tokens_of`."""
     cut = int(len(text) * (1 - validation))
     train_text, val_text = text[:cut], text[cut:]
     replaced = 0
-    if tokenizer == "char":
+    if tokens_of:
+        description = Dataset(tokens_of).tokenizer.description
+    elif tokenizer == "char":
         description = learn_char(train_text)
-        replaced = sum(n for c, n in Counter(text).items() if c not in description["characters"])
-        print(f"{len(description['characters'])} characters; {replaced} rare ones in the text replaced")
     elif tokenizer == "gpt2":
         description = {"kind": "gpt2"}
     else:
         description = learn_bpe(train_text, vocab_size)
+    if description["kind"] == "char":
+        replaced = sum(n for c, n in Counter(text).items() if c not in description["characters"])
+        print(f"{len(description['characters'])} characters; {replaced} rare ones in the text replaced")
     tokens = Tokenizer(description)
     if tokens.vocab_size > 2**16:
         raise UserError(f"--vocab-size {tokens.vocab_size} does not fit in 16 bits: use at most 65536")
@@ -119,6 +124,7 @@ def main():
     parser.add_argument("name", help="pydocs, or a name of your own for --text; the folder in data/ that is written")
     parser.add_argument("--text", nargs="+", metavar="FILE", help="UTF-8 files to use instead of pydocs (default: none)")
     parser.add_argument("--tokenizer", choices=("bpe", "char", "gpt2"), default="bpe", help="byte pairs learned here, characters, or GPT-2's byte pairs (default: bpe)")
+    parser.add_argument("--tokens-of", metavar="NAME", help="use the tokens of this prepared text, to try its models on another (default: learn new ones)")
     parser.add_argument("--vocab-size", type=int, default=1024, help="tokens of bpe, 257 to 65536 (default: 1024)")
     parser.add_argument("--validation", type=float, default=0.1, help="part of the text, its tail, that is held out (default: 0.1)")
     arguments = parser.parse_args()
@@ -136,7 +142,7 @@ def main():
         raise UserError(f"there is no text called {arguments.name}: use pydocs, or give your own with --text FILE")
     if len(text) < 1000:
         raise UserError(f"the text has {len(text)} characters: too short for one block of training and one held out")
-    prepare(arguments.name, text, source, arguments.tokenizer, arguments.vocab_size, arguments.validation)
+    prepare(arguments.name, text, source, arguments.tokenizer, arguments.vocab_size, arguments.validation, arguments.tokens_of)
 
 
 if __name__ == "__main__":
