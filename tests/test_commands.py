@@ -112,6 +112,50 @@ def test_the_report(trained):
     assert (trained / "out/curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+def test_the_frontier(trained, tmp_path):
+    """A lower temperature lowers entropy; the report keeps the rows of temperature 1, and the picture is drawn."""
+    for name in ("judge.pt", "dfm.pt", "fsdfm.pt"):
+        shutil.copy(trained / "out" / name, tmp_path)
+    for temperatures in ([1], [0.5, 1]):
+        run(trained, "eval.py", "--steps", 2, 4, "--num-samples", 8, "--out", tmp_path, "--temperatures", *temperatures)
+    rows = {(row["model"], row["steps"], row["temperature"]): row for row in json.loads((tmp_path / "eval.json").read_text())["rows"]}
+    assert len(rows) == 8
+    assert all(rows[model, n, 0.5]["entropy"] < rows[model, n, 1]["entropy"] for model in ("dfm", "fsdfm") for n in (2, 4))
+    run(trained, "plot.py", "--out", tmp_path)
+    assert (tmp_path / "frontier.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_likelihood_infilling_and_length(trained, tmp_path):
+    """The parts that stand beside the curve, on the text of the training and on another."""
+    shown = run(trained, "eval.py", "--likelihood").stdout
+    rows = json.loads((trained / "out/likelihood-pydocs.json").read_text())["rows"]
+    assert [row["model"] for row in rows] == ["judge", "dfm", "fsdfm"] and f"{rows[1]['nats']:.3f}" in shown
+    assert 3 < rows[0]["nats"] < rows[1]["nats"]  # the judge has learned more in as many iterations
+    (tmp_path / "other.txt").write_text("Call me Ishmael. Some years ago, never mind how long precisely. " * 200)
+    run(trained, "data/prepare.py", "other", "--text", tmp_path / "other.txt", "--tokens-of", "pydocs")
+    run(trained, "eval.py", "--likelihood", "--data", "other")
+    elsewhere = json.loads((trained / "out/likelihood-other.json").read_text())["rows"]
+    assert elsewhere[0]["nats"] > rows[0]["nats"]
+    run(trained, "eval.py", "--infill", "--steps", 2, "--num-samples", 16)
+    rows = json.loads((trained / "out/infill-pydocs.json").read_text())["rows"]
+    assert [(row["kept"], row["model"]) for row in rows] == [(kept, model) for kept in ("random half", "first half") for model in ("real", "dfm", "fsdfm")]
+    assert all(row["accuracy"] == 1 if row["model"] == "real" else row["accuracy"] < 0.5 for row in rows)
+    run(trained, "eval.py", "--longer", "--steps", 2, "--num-samples", 4)
+    rows = json.loads((trained / "out/longer-pydocs.json").read_text())["rows"]
+    assert [row["length"] for row in rows] == [32] * 3 + [64] * 3 + [128] * 3 and all(len(row["quarters"]) == 4 for row in rows)
+
+
+def test_one_ablation(trained, tmp_path):
+    command = ["ablate.py", *TINY, "--only", "Heun for RK-4", "--num-samples", 2, "--ablation", tmp_path / "ablation"]
+    first = run(trained, *command).stdout
+    lines = (tmp_path / "ablation/table.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| DFM", "| DFM, Euler steps", "| Heun for RK-4"]
+    assert torch.load(tmp_path / "ablation/Heun for RK-4, seed 1/fsdfm.pt", weights_only=True)["settings"]["teacher"] == "heun"
+    assert (tmp_path / "ablation/picture.png").exists()
+    again = run(trained, *command).stdout  # nothing is trained or measured twice
+    assert "finished" in again and again.splitlines()[-3:] == first.splitlines()[-3:]
+
+
 def test_what_is_measured_is_not_measured_again(trained):
     before = (trained / "out/eval.json").read_text()
     shown = run(trained, "eval.py", "--steps", 1, 4, 512, "--num-samples", 6, "--slow-samples", 2).stdout
@@ -125,6 +169,8 @@ def test_samples(trained):
     assert first != run(trained, "sample.py", "--steps", 3, "--num-samples", 2, "--seed", 6).stdout
     prompt = "Return the number of\n  items"
     assert run(trained, "sample.py", "--model", "dfm", "--prompt", prompt).stdout.startswith(prompt)
+    judged = run(trained, "sample.py", "--model", "judge", "--prompt", prompt, "--watch").stdout
+    assert judged.splitlines()[-1] != prompt and judged.count("--- step") > 10
     watched = run(trained, "sample.py", "--steps", 4, "--watch").stdout
     assert watched.count("--- step") == 4 and "\033" not in watched  # plain where it is no terminal
 
@@ -155,11 +201,13 @@ def test_a_run_cut_short_goes_on_to_the_same_weights(trained, tmp_path, stage):
         assert all(torch.equal(resumed[weights][name], value) for name, value in undisturbed[weights].items())
     losses = [[(row["iteration"], row["loss"]) for row in csv.DictReader((folder / f"{stage}.csv").open())] for folder in (out, trained / "out")]
     assert losses[0] == losses[1]
+    seconds = [float(row["seconds"]) for row in csv.DictReader((out / f"{stage}.csv").open())]
+    assert seconds == sorted(seconds)  # the clock goes on, too
     assert "finished" in run(trained, "train.py", stage, "--resume", "--out", out).stdout
 
 
 def test_help_shows_every_flag_and_default(project):
-    for script in ("data/prepare.py", "train.py", "sample.py", "eval.py", "plot.py"):
+    for script in ("data/prepare.py", "train.py", "sample.py", "eval.py", "plot.py", "ablate.py"):
         shown = run(project, script, "--help").stdout
         flags = [part for part in shown.split("options:")[1].split("\n  -") if part.strip()]
         undocumented = [flag for flag in flags[1:] if "default" not in flag and "(" not in flag]
@@ -190,8 +238,12 @@ def test_a_student_needs_a_finished_teacher(trained, tmp_path):
         (["train.py", "dfm", "--exponent", "0.5"], "--exponent cannot be 0.5"),
         (["train.py", "dfm", "--seed", "99999999999999999999"], "--seed cannot be"),
         (["sample.py", "--seed", "-1"], "-1 is not a whole number"),
-        (["sample.py", "--checkpoint", "out/judge.pt"], "cannot write"),
-        (["eval.py", "--length", "3"], "no 4-grams"),
+        (["sample.py", "--model", "judge"], "--prompt"),
+        (["eval.py", "--length", "4"], "too short"),
+        (["eval.py", "--temperatures", "1", "0"], "--temperatures must be above 0"),
+        (["eval.py", "--likelihood", "--infill"], "not allowed with"),
+        (["ablate.py", "--out", "nowhere"], "speedrun.sh"),
+        (["data/prepare.py", "mine", "--text", "eval.py", "--tokens-of", "nothing"], "no text is prepared in data/nothing"),
         (["eval.py", "--dfm", "absent.pt"], "there is no absent.pt"),
         (["train.py", "dfm", "--learning-rate", "nan"], "--learning-rate cannot be nan"),
         (["train.py", "judge", "--dropout", "1.5"], "--dropout cannot be 1.5"),

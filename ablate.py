@@ -1,0 +1,142 @@
+"""What matters? Students that differ from the full FS-DFM in one thing each, from the same DFM and the same seeds.
+
+    bash ablate.sh            trains and measures them all, or goes on where it stopped -> ablation/table.md, ablation/picture.png
+
+Each variant is a row of VARIANTS: the flags that train.py gets. The judge and the DFM are those of speedrun.sh, in out/.
+What came of it is written in RESULTS.md.
+"""
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # draws into a file, also where there is no screen
+import matplotlib.pyplot as plt
+
+from checkpoint import Parser, UserError, run_command, write_safely
+
+STEPS = [1, 2, 4, 8, 16, 1024]
+VARIANTS = {
+    "full FS-DFM": [],
+    "no teacher, data alone": ["--teacher", "none"],
+    "Heun for RK-4": ["--teacher", "heun"],
+    "probabilities averaged": ["--teacher", "rk4_probabilities"],
+    "no slow average": ["--ema-decay", "0"],
+    "Euler steps": ["--update", "euler"],
+    "not told h": ["--step-conditioning", "off"],
+    "flat weights on h": ["--step-weights", "flat"],
+    "paper's weights on h": ["--step-weights", "paper"],
+}
+
+
+def command(*arguments):
+    """Runs one of our commands; if it fails, so does this one, with the same status."""
+    result = subprocess.run([sys.executable, *map(str, arguments)])
+    if result.returncode:
+        sys.exit(result.returncode)
+
+
+def link(source, target):
+    """`target` becomes another name of the file `source`, which is not copied."""
+    if not source.exists():
+        raise UserError(f"there is no {source}: run `bash speedrun.sh` first")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.exists():
+        os.link(source, target)
+
+
+def measure(folder, model, judge, samples, seed, *flags):
+    command("eval.py", "--models", model, "--out", folder, "--judge", judge, "--steps", *STEPS, "--num-samples", samples, "--seed", seed, *flags)
+    return {row["steps"]: row for row in json.loads((folder / "eval.json").read_text())["rows"]}
+
+
+def training_seconds(folder, stage):
+    return float(list(csv.DictReader((folder / f"{stage}.csv").open()))[-1]["seconds"])
+
+
+def run_all(arguments):
+    """Trains and measures; [(name, seed, training seconds, {steps: row})]."""
+    judge, results = arguments.out / "judge.pt", []
+
+    def train(name, seed, stage, dfm_folder, *flags):
+        """A folder with the trained `stage`, and with the DFM of dfm_folder, if any, that it starts from."""
+        folder = arguments.ablation / f"{name}, seed {seed}"
+        if dfm_folder:
+            link(dfm_folder / "dfm.pt", folder / "dfm.pt")
+        if stage == "dfm" and dfm_folder:  # is trained already
+            link(dfm_folder / "dfm.csv", folder / "dfm.csv")
+        else:
+            preset = ["--preset", arguments.preset] if arguments.preset else []
+            command("train.py", stage, "--resume", "--seed", seed, "--out", folder, *preset, *flags)
+        return folder
+
+    def add(name, seed, stage, folder, *flags):
+        rows = measure(folder, stage, judge, arguments.num_samples, seed, *flags)
+        results.append((name, seed, training_seconds(folder, stage), rows))
+
+    for seed in arguments.seeds:
+        add("DFM", seed, "dfm", train("DFM", seed, "dfm", arguments.out))
+        add("DFM, Euler steps", seed, "dfm", train("DFM, Euler steps", seed, "dfm", arguments.out), "--update", "euler")
+        for name, flags in VARIANTS.items():
+            if name in (arguments.only or VARIANTS):
+                add(name, seed, "fsdfm", train(name, seed, "fsdfm", arguments.out, *flags))
+        if not arguments.only:
+            mask = train("DFM, mask source", seed, "dfm", None, "--source", "mask")
+            add("DFM, mask source", seed, "dfm", mask)
+            add("full FS-DFM, mask source", seed, "fsdfm", train("full FS-DFM, mask source", seed, "fsdfm", mask))
+    return results
+
+
+def table(results):
+    """Markdown: a line for each variant and seed; perplexity ± standard error, and entropy in bits, at every number of steps."""
+    lines = ["| variant | seed | training | " + " | ".join(f"{n:,} steps" for n in STEPS) + " |", "| --- | ---: | ---: |" + " ---: |" * len(STEPS)]
+    for name, seed, seconds, rows in sorted(results, key=lambda result: [*map(lambda other: other[0], results)].index(result[0])):
+        cells = (f"{rows[n]['perplexity']:,.0f} ± {rows[n]['perplexity_error']:.0f} ({rows[n]['entropy']:.2f})" for n in STEPS)
+        lines.append(f"| {name} | {seed} | {seconds:.0f} s | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(results):
+    """Perplexity against entropy at 4, 8 and 16 steps: a point for each variant and seed; down and right is better."""
+    plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False})
+    figure, axes = plt.subplots(1, 3, figsize=(16, 6), layout="constrained")
+    names = list(dict.fromkeys(name for name, *_ in results))
+    for axis, steps in zip(axes, (4, 8, 16)):
+        for i, name in enumerate(names):
+            rows = [rows[steps] for other, _, _, rows in results if other == name]
+            axis.errorbar([row["entropy"] for row in rows], [row["perplexity"] for row in rows], [row["perplexity_error"] for row in rows],
+                          [row["entropy_error"] for row in rows], label=name, color=plt.cm.tab20(i), marker="o*sD^vP"[i % 7], markersize=9, linestyle="")  # fmt: skip
+        axis.set_yscale("log")
+        axis.set_title(f"{steps} steps")
+        axis.set_xlabel("entropy of a sample's tokens, bits")
+        axis.grid(alpha=0.25)
+    axes[0].set_ylabel("generative perplexity (lower is better)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    return figure
+
+
+def main():
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the judge and the DFM (default: out)")
+    parser.add_argument("--ablation", type=Path, default=Path("ablation"), help="folder that is written (default: ablation)")
+    parser.add_argument("--only", choices=VARIANTS, nargs="+", metavar="NAME", help="variants to train, of: " + "; ".join(VARIANTS) + " (default: all)")
+    parser.add_argument("--preset", help="that of train.py (default: its own choice)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="of the students and of the draws (default: 1)")
+    parser.add_argument("--num-samples", type=int, default=256, help="texts at up to 16 steps; 1,024 steps make 16 on a CPU (default: 256)")
+    arguments = parser.parse_args()
+    results = run_all(arguments)
+    text = table(results)
+    write_safely(arguments.ablation / "table.md", lambda path: path.write_text(text))
+    figure = draw(results)
+    write_safely(arguments.ablation / "picture.png", lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
+    print(text)
+
+
+if __name__ == "__main__":
+    run_command(main)
