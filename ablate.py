@@ -26,7 +26,7 @@ VARIANTS = {
     "full FS-DFM": [],
     "no teacher, data alone": ["--teacher", "none"],
     "Heun for RK-4": ["--teacher", "heun"],
-    "probabilities averaged": ["--teacher", "rk4_probabilities"],
+    "logits averaged, as in the paper": ["--teacher", "rk4"],
     "no slow average": ["--ema-decay", "0"],
     "Euler steps": ["--update", "euler"],
     "not told h": ["--step-conditioning", "off"],

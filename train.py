@@ -46,15 +46,15 @@ SETTINGS = {
     "exponent": (1.0, 1.0, 1.0, "kappa(t) = t ** exponent"),
     "batch_size": (16, 16, 64, "sequences in a forward pass, on each GPU"),
     "accumulation": (1, 1, 1, "forward passes in an iteration"),
-    "iterations": ((60, 60, 30), (300, 1500, 500), (2000, 20000, 3000), "weight updates"),
-    "learning_rate": ((6e-3, 6e-3, 6e-4), (5e-3, 5e-3, 4.5e-4), (2e-3, 2e-3, 3e-4), "at its highest"),
+    "iterations": ((60, 60, 30), (300, 1500, 450), (2000, 20000, 3000), "weight updates"),
+    "learning_rate": ((6e-3, 6e-3, 6e-4), (5e-3, 5e-3, 6e-4), (2e-3, 2e-3, 3e-4), "at its highest"),
     "warmup": (5, 50, 200, "iterations in which the learning rate rises"),
     "decay": (0.5, 0.5, 0.5, "last part of the iterations, in which it falls to zero"),
     "weight_decay": (0.1, 0.1, 0.1, "of the matrices"),
     "largest_rate": (2.0, 2.0, 2.0, "the weight of late times in the loss is held below it"),
     "clip": (1.0, 1.0, 1.0, "largest norm of the gradient"),
     "ema_decay": (0.98, 0.98, 0.99, "of the teacher's weights (fsdfm)"),
-    "teacher": ("rk4", "rk4", "rk4", "the shortcut teacher: rk4, heun, rk4_probabilities or none (fsdfm)"),
+    "teacher": ("rk4_probabilities", "rk4_probabilities", "rk4_probabilities", "the shortcut teacher: rk4 (the paper's), rk4_probabilities, heun or none (fsdfm)"),
     "step_conditioning": ("on", "on", "on", "whether the network is told h: on or off (fsdfm)"),
     "update": ("cumulative", "cumulative", "cumulative", "the jump probability's scale: cumulative or euler"),
     "step_weights": ("balanced", "balanced", "balanced", "how often each step size is trained: flat, balanced or paper (1, 2, ..., 1024 from h = 1 to 1/1024) (fsdfm)"),
@@ -66,7 +66,7 @@ TEACHERS = {"rk4": rk4_target, "heun": heun_target, "rk4_probabilities": rk4_pro
 STEP_WEIGHTS = {  # of h = 1, 1/2, ..., 1/1024
     "flat": [1] * 11,
     # Few of the largest steps, whose text grows dull (entropy falls) when they are trained much: README, "Choices".
-    "balanced": [0.4, 0.5, 0.8, 2, 7, 12, 13, 13, 13, 13, 25.3],
+    "balanced": [0.8, 0.9, 1.2, 3, 8, 12, 13, 12, 12, 13, 24.1],
     "paper": [2**i for i in range(11)],
 }
 CHOICES = {"source": ("uniform", "mask"), "teacher": TEACHERS, "step_conditioning": ("on", "off"), "update": JUMP_PROBABILITIES, "step_weights": STEP_WEIGHTS}
