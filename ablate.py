@@ -8,8 +8,9 @@ What came of it is written in RESULTS.md.
 
 import argparse
 import csv
+import filecmp
 import json
-import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,13 +26,14 @@ STEPS = [1, 2, 4, 8, 16, 1024]
 VARIANTS = {
     "full FS-DFM": [],
     "no teacher, data alone": ["--teacher", "none"],
-    "Heun for RK-4": ["--teacher", "heun"],
+    "Heun for RK-4": ["--teacher", "heun_probabilities"],
     "logits averaged, as in the paper": ["--teacher", "rk4"],
     "no slow average": ["--ema-decay", "0"],
     "Euler steps": ["--update", "euler"],
     "not told h": ["--step-conditioning", "off"],
     "flat weights on h": ["--step-weights", "flat"],
     "paper's weights on h": ["--step-weights", "paper"],
+    "paper's teacher, weights and loss": ["--teacher", "rk4", "--step-weights", "paper", "--largest-rate", "1e9"],
 }
 
 
@@ -42,18 +44,20 @@ def command(*arguments):
         sys.exit(result.returncode)
 
 
-def link(source, target):
-    """`target` becomes another name of the file `source`, which is not copied."""
+def copy(source, target):
+    """Copies a file of the speedrun. UserError if another is there already: the students beside it learned from that one."""
     if not source.exists():
         raise UserError(f"there is no {source}: run `bash speedrun.sh` first")
-    target.parent.mkdir(parents=True, exist_ok=True)
     if not target.exists():
-        os.link(source, target)
+        write_safely(target, lambda temporary: shutil.copyfile(source, temporary))
+    elif not filecmp.cmp(source, target, shallow=False):
+        raise UserError(f"{target} differs from {source}: move the folder {target.parent.parent} away, or name another with --ablation")
 
 
 def measure(folder, model, judge, samples, seed, *flags):
     command("eval.py", "--models", model, "--out", folder, "--judge", judge, "--steps", *STEPS, "--num-samples", samples, "--seed", seed, *flags)
-    return {row["steps"]: row for row in json.loads((folder / "eval.json").read_text())["rows"]}
+    report = json.loads((folder / "eval.json").read_text())
+    return {row["steps"]: row for row in report["rows"]} | {"real": report["real"]}
 
 
 def training_seconds(folder, stage):
@@ -61,16 +65,16 @@ def training_seconds(folder, stage):
 
 
 def run_all(arguments):
-    """Trains and measures; [(name, seed, training seconds, {steps: row})]."""
+    """Trains and measures; [(name, seed, training seconds, {steps: row, "real": row})]."""
     judge, results = arguments.out / "judge.pt", []
 
     def train(name, seed, stage, dfm_folder, *flags):
         """A folder with the trained `stage`, and with the DFM of dfm_folder, if any, that it starts from."""
         folder = arguments.ablation / f"{name}, seed {seed}"
         if dfm_folder:
-            link(dfm_folder / "dfm.pt", folder / "dfm.pt")
+            copy(dfm_folder / "dfm.pt", folder / "dfm.pt")
         if stage == "dfm" and dfm_folder:  # is trained already
-            link(dfm_folder / "dfm.csv", folder / "dfm.csv")
+            copy(dfm_folder / "dfm.csv", folder / "dfm.csv")
         else:
             preset = ["--preset", arguments.preset] if arguments.preset else []
             command("train.py", stage, "--resume", "--seed", seed, "--out", folder, *preset, *flags)
@@ -103,7 +107,7 @@ def table(results):
 
 
 def draw(results):
-    """Perplexity against entropy at 4, 8 and 16 steps: a point for each variant and seed; down and right is better."""
+    """Perplexity against entropy at 4, 8 and 16 steps: a point for each variant and seed. Below is better at equal entropy."""
     plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False})
     figure, axes = plt.subplots(1, 3, figsize=(16, 6), layout="constrained")
     names = list(dict.fromkeys(name for name, *_ in results))
@@ -112,6 +116,8 @@ def draw(results):
             rows = [rows[steps] for other, _, _, rows in results if other == name]
             axis.errorbar([row["entropy"] for row in rows], [row["perplexity"] for row in rows], [row["perplexity_error"] for row in rows],
                           [row["entropy_error"] for row in rows], label=name, color=plt.cm.tab20(i), marker="o*sD^vP"[i % 7], markersize=9, linestyle="")  # fmt: skip
+        real = results[0][3]["real"]
+        axis.plot(real["entropy"], real["perplexity"], "*", color="#444444", markersize=16, label="real text")
         axis.set_yscale("log")
         axis.set_title(f"{steps} steps")
         axis.set_xlabel("entropy of a sample's tokens, bits")
@@ -128,7 +134,7 @@ def main():
     parser.add_argument("--only", choices=VARIANTS, nargs="+", metavar="NAME", help="variants to train, of: " + "; ".join(VARIANTS) + " (default: all)")
     parser.add_argument("--preset", help="that of train.py (default: its own choice)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="of the students and of the draws (default: 1)")
-    parser.add_argument("--num-samples", type=int, default=256, help="texts at up to 16 steps; 1,024 steps make 16 on a CPU (default: 256)")
+    parser.add_argument("--num-samples", type=int, default=256, help="texts at up to 16 steps; 1,024 steps make 8 on a CPU (default: 256)")
     arguments = parser.parse_args()
     results = run_all(arguments)
     text = table(results)

@@ -6,6 +6,4 @@ set -euo pipefail
 cd "$(dirname "$0")"
 source setup.sh
 export GLIBC_TUNABLES=glibc.malloc.trim_threshold=8000000000:glibc.malloc.mmap_max=0  # as in speedrun.sh
-python train.py judge --resume
-python train.py dfm --resume
 exec python ablate.py "$@"

@@ -7,6 +7,7 @@ from another model; what is expected to go wrong raises `UserError`, which a com
 
 import argparse
 import contextlib
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -78,9 +79,15 @@ def load_checkpoint(path):
         raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__}): make or download it again") from error
 
 
+def file_hash(path):
+    """The SHA-256 of a file, in hexadecimal: is it still the one that it was?"""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def must_be_ours(checkpoint, path):
     """UserError unless the dict is one that train.py saved."""
-    if not isinstance(checkpoint, dict) or not {"stage", "iteration", "seconds", "config", "settings", "tokenizer", "model", "ema"} <= checkpoint.keys():
+    if not isinstance(checkpoint, dict) or not {"stage", "iteration", "seconds", "config", "settings", "tokenizer", "model", "ema", "dfm"} <= checkpoint.keys():
         raise UserError(f"{path} is no checkpoint of this project, or one of another version of it")
 
 

@@ -53,6 +53,19 @@ def rk4_stages(teacher, x_t, t, h):
     return l1, l2, l3, l4
 
 
+def heun_stages(teacher, x_t, t, h):
+    """The two answers of Heun's rule, at the start and after a half step, (B, L, V) float32 logits each."""
+    half, middle, config = h / 2, t + h / 2, teacher.config
+    l1 = text_logits(teacher(x_t, t, half), config)
+    x_a = jump(x_t, l1, t, half, config)
+    return l1, carry(teacher(x_a, middle, half), l1, x_a, config)
+
+
+def log_of_mean(probs):
+    """Logits of mean probabilities (B, L, V); log 0 would make 0 * inf in the loss."""
+    return probs.clamp(min=1e-30).log()
+
+
 @torch.no_grad()
 def rk4_target(teacher, x_t, t, h):
     """The paper's teacher: the four logits' mean by Runge-Kutta's weights, (B, L, V) float32, for the student at (x_t, t, h)."""
@@ -64,17 +77,21 @@ def rk4_target(teacher, x_t, t, h):
 def rk4_probabilities_target(teacher, x_t, t, h):
     """Ours: the mean of the four probabilities, which sharpens nothing. (B, L, V) logits, its logarithm."""
     p1, p2, p3, p4 = (logits.softmax(-1) for logits in rk4_stages(teacher, x_t, t, h))
-    return ((p1 + 2 * p2 + 2 * p3 + p4) / 6).clamp(min=1e-30).log()  # log 0 would make 0 * inf in the loss
+    return log_of_mean((p1 + 2 * p2 + 2 * p3 + p4) / 6)
 
 
 @torch.no_grad()
 def heun_target(teacher, x_t, t, h):
     """Heun's rule (Runge-Kutta-2), half the cost: the mean of the logits at the start and after a half step."""
-    half, middle, config = h / 2, t + h / 2, teacher.config
-    l1 = text_logits(teacher(x_t, t, half), config)
-    x_a = jump(x_t, l1, t, half, config)
-    l2 = carry(teacher(x_a, middle, half), l1, x_a, config)
+    l1, l2 = heun_stages(teacher, x_t, t, h)
     return (l1 + l2) / 2
+
+
+@torch.no_grad()
+def heun_probabilities_target(teacher, x_t, t, h):
+    """Heun's rule with the mean of the probabilities."""
+    p1, p2 = (logits.softmax(-1) for logits in heun_stages(teacher, x_t, t, h))
+    return log_of_mean((p1 + p2) / 2)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -103,7 +120,7 @@ def forward_kl(teacher_logits, student_logits):
     return (log_p_teacher.exp() * (log_p_teacher - student_logits.log_softmax(-1))).sum(-1)
 
 
-def distillation_loss(student, teacher, x_1, weights, target=rk4_target, largest_rate=math.inf):
+def distillation_loss(student, teacher, x_1, weights, target=rk4_probabilities_target, largest_rate=math.inf):
     """Mean loss of a batch of text x_1 (B, L), in nats per token: KL to the shortcut teacher where the step is
     large, generalised KL to the text where it is the finest, which needs no teacher and runs none. Without a target
     every step size learns from the text alone."""

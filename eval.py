@@ -1,7 +1,7 @@
 """Measuring: how good is the text, how varied, how fast, at every number of steps?
 
     python eval.py                        both models at 1, 2, 4, ..., 1,024 steps -> out/eval.json, and a table
-    python eval.py --steps 8 1024 --temperatures 0.7 0.8 0.9 1      adds the rows of the frontier (plot.py)
+    python eval.py --steps 8 64 --temperatures 0.7 0.8 0.9 1        adds the rows of the frontier (plot.py)
     python eval.py --likelihood           the bound on the likelihood of held-out text, beside the judge's
     python eval.py --infill               half of held-out text is taken out and written again
     python eval.py --longer               texts two and four times as long as those of the training
@@ -12,7 +12,6 @@ another kind? (Prepare it with the same tokens: data/prepare.py --tokens-of pydo
 """
 
 import argparse
-import hashlib
 import json
 import math
 import platform
@@ -24,11 +23,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from checkpoint import Parser, UserError, pick_device, run_command, seed_number, write_safely
+from checkpoint import Parser, UserError, file_hash, pick_device, run_command, seed_number, write_safely
 from data.dataset import Dataset
 from flow import JUMP_PROBABILITIES, generate, sample_source
 from heldout import infill_report, likelihood_report
-from measures import measure, perplexity_by_quarter, token_nll
+from measures import long_token_nll, measure, perplexity_by_quarter
 from model import autocast
 from sample import generate_autoregressive, load_model, printable
 
@@ -72,7 +71,7 @@ def compare_speed(fsdfm, judge, x_1, row, seed, batch_size):
         ("dfm", row["steps"]): row["seconds_per_sample"] * N,
         ("fsdfm", FEW): sorted(timed_samples(fsdfm, (N, L), FEW, seed, batch_size)[1] for _ in range(3))[1],
     }
-    return [{"model": m, "network_calls": calls, "texts": N, "seconds": s, "tokens_per_second": N * L / s} for (m, calls), s in seconds.items()]
+    return [{"model": m, "network_calls": calls, "texts": N, "seconds": s, "tokens_per_second": N * (calls if m == "judge" else L) / s} for (m, calls), s in seconds.items()]
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -137,15 +136,6 @@ def longer_report(networks, judge, blocks, steps, num_samples, seed):
 # the report
 
 
-def fingerprint(paths):
-    """A hash for each file: a report is continued only if the networks are still the same."""
-    hashes = []
-    for path in paths:
-        with path.open("rb") as file:
-            hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return hashes
-
-
 def parse_arguments():
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", choices=("dfm", "fsdfm"), nargs="+", default=["dfm", "fsdfm"], help="which to measure (default: dfm fsdfm)")
@@ -162,7 +152,7 @@ def parse_arguments():
     parser.add_argument("--n-head", type=int, help="heads of a published .pth that does not store them (default: by its width)")
     parser.add_argument("--length", type=int, help="tokens of a text (default: those of a training sequence)")
     parser.add_argument("--steps", type=int, nargs="+", metavar="N", help="numbers of steps (default: 1 2 4 ... 1024)")
-    parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0], metavar="T", help="temperatures of the draws (default: 1)")
+    parser.add_argument("--temperatures", type=float, nargs="+", metavar="T", help="temperatures of the draws (default: 1)")
     parser.add_argument("--num-samples", type=int, default=64, help="texts for each model and number of steps (default: 64)")
     parser.add_argument("--slow-samples", type=int, help=f"texts at {SLOW} steps and more (default: 8 on a CPU, else as many)")
     parser.add_argument("--batch-size", type=int, default=64, help="texts made at a time (default: 64)")
@@ -174,13 +164,17 @@ def parse_arguments():
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(arguments, name)}")
     if arguments.steps and min(arguments.steps) < 1:
         raise UserError(f"--steps must be at least 1, not {min(arguments.steps)}")
-    if not all(0 < t < math.inf for t in arguments.temperatures):
+    if not all(0 < t < math.inf for t in arguments.temperatures or []):
         raise UserError("--temperatures must be above 0")
+    if arguments.likelihood or arguments.infill or arguments.longer:
+        for name in ("temperatures", "slow_samples"):
+            if getattr(arguments, name):
+                raise UserError(f"--{name.replace('_', '-')} is for the curve and the frontier only")
     return arguments
 
 
 def load_all(arguments, device):
-    """The judge, the networks of --models by name, the files they came from, the dataset and the tokenizer."""
+    """The judge, the networks of --models by name, {name: file} of them all, the dataset and the tokenizer."""
     judge_path = arguments.judge or arguments.out / "judge.pt"
     judge, tokenizer = load_model(judge_path, device)
     if not judge.config.causal:
@@ -190,12 +184,14 @@ def load_all(arguments, device):
     for name in paths:
         networks[name], tokens = load_model(paths[name], device, {"dfm": "teacher_model", "fsdfm": "student_ema_model"}[name], arguments.n_head)
         networks[name].config.update = arguments.update or networks[name].config.update
+        if networks[name].config.causal:
+            raise UserError(f"{paths[name]} is a judge: --{name} takes a diffusion model")
         if tokens.description != tokenizer.description:
             raise UserError(f"{judge_path} judges other tokens than those of {paths[name]}: train it on the same --data")
     dataset = Dataset(arguments.data)
     if dataset.tokenizer.description != tokenizer.description:
         raise UserError(f"{judge_path} judges other tokens than those of data/{dataset.name}: name the --data it was trained on")
-    return judge, networks, [judge_path, *paths.values()], dataset, tokenizer
+    return judge, networks, {"judge": judge_path} | paths, dataset, tokenizer
 
 
 def main():
@@ -205,23 +201,24 @@ def main():
     length = arguments.length or next(iter(networks.values())).config.block_size
     if length < 5:
         raise UserError(f"a text of {length} tokens is too short to measure: use --length 5 or more")
-    dataset.must_fill(length)
+    dataset.must_fill(4 * length if arguments.longer else length)
     blocks = torch.from_numpy(dataset.val[: len(dataset.val) // length * length].astype("int64")).view(-1, length).to(device)
 
+    hashes = {name: file_hash(path) for name, path in files.items()}
     part = next((part for part in ("likelihood", "infill", "longer") if getattr(arguments, part)), None)
     if part:
         if part == "likelihood":
-            rows = likelihood_report(networks, judge, blocks)
+            rows = likelihood_report(networks, judge, blocks, arguments.seed)
         elif part == "infill":
-            rows = infill_report(networks, judge, blocks, arguments.steps or [FEW, 64], arguments.num_samples)
+            rows = infill_report(networks, judge, blocks, arguments.steps or [FEW, 64], arguments.num_samples, arguments.seed)
         else:
             rows = longer_report(networks, judge, blocks, arguments.steps or [FEW, 64], arguments.num_samples, arguments.seed)
-        text = json.dumps({"networks": fingerprint(files), "data": dataset.meta["text_sha256"], "rows": rows}, indent=1)
+        text = json.dumps({"networks": hashes, "data": dataset.meta["text_sha256"], "rows": rows}, indent=1)
         return write_safely(arguments.out / f"{part}-{dataset.name}.json", lambda path: path.write_text(text))
 
-    # a report of the same networks and seed is continued, row by row
+    # a report of the same judge and seed is continued, row by row; the rows of a network that has changed are measured anew
     report_path = arguments.out / "eval.json"
-    key = {"networks": fingerprint(files), "seed": arguments.seed, "length": length, "batch_size": arguments.batch_size, "update": arguments.update}
+    key = {"judge": hashes["judge"], "seed": arguments.seed, "length": length, "batch_size": arguments.batch_size, "update": arguments.update}
     key["text"] = dataset.meta["text_sha256"]
     try:
         report = json.loads(report_path.read_text()) if report_path.exists() else {}
@@ -230,7 +227,8 @@ def main():
         raise UserError(f"{report_path} is damaged: delete it and run this again") from error
     if not continued:
         if report:
-            print(f"{report_path} is of other networks, seed or length: starting a new one")
+            kept = report_path.replace(report_path.with_name("eval.json.old"))
+            print(f"{report_path} is of another judge, seed, length or text: it is now {kept}, and a new one is started")
         machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
         report = {"key": key, "machine": machine, "torch": torch.__version__, "length": length, "rows": []}
 
@@ -238,10 +236,11 @@ def main():
         write_safely(report_path, lambda path: path.write_text(json.dumps(report, indent=1)))
 
     report["real"] = {"model": "real"} | measure(blocks, judge)
-    rows = {(row["model"], row["steps"], row["temperature"]): row for row in report["rows"]}
+    fresh = [row for row in report["rows"] if row["network"] == hashes.get(row["model"], row["network"])]
+    rows = {(row["model"], row["steps"], row["temperature"]): row for row in fresh}
     slow_samples = arguments.slow_samples or (min(8, arguments.num_samples) if device.type == "cpu" else arguments.num_samples)
     jobs = [(model, steps, temperature, slow_samples if steps >= SLOW else arguments.num_samples)
-            for model in networks for steps in arguments.steps or STEPS for temperature in arguments.temperatures]  # fmt: skip
+            for model in networks for steps in arguments.steps or STEPS for temperature in arguments.temperatures or [1.0]]  # fmt: skip
     bar = tqdm(total=sum(steps * samples for _, steps, _, samples in jobs), desc="eval", unit="step", unit_scale=True)
 
     def progress(step, x_t):
@@ -251,10 +250,10 @@ def main():
         timed_samples(network, (min(arguments.batch_size, arguments.num_samples), length), 1, arguments.seed, arguments.batch_size)
     for *job, samples in jobs:
         model, steps, temperature = job
-        if rows.get(tuple(job), {}).get("samples") != samples:
+        if rows.get(tuple(job), {}).get("samples", 0) < samples:
             shape = (samples, length)
             x_1, seconds = timed_samples(networks[model], shape, steps, arguments.seed, arguments.batch_size, temperature, progress)
-            row = {"model": model, "steps": steps, "temperature": temperature, "seconds_per_sample": seconds / samples}
+            row = {"model": model, "network": hashes[model], "steps": steps, "temperature": temperature, "seconds_per_sample": seconds / samples}
             rows[tuple(job)] = row | measure(x_1, judge)
             report["rows"] = [rows[job] for job in sorted(rows)]
             save()
@@ -268,12 +267,12 @@ def main():
 
     # one sample of each model, the first of its seed, alone in its batch; and the speed of writing
     many = max(steps for model, steps, _ in rows)
-    if [(sample["model"], sample["steps"]) for sample in report.get("pair", [])] != [("dfm", many), ("fsdfm", FEW)]:
-        report["pair"] = []
+    if report.get("pair_key") != (pair_key := [hashes["dfm"], many, hashes["fsdfm"], FEW]):
+        report["pair"], report["pair_key"] = [], pair_key
         for model, steps in (("dfm", many), ("fsdfm", FEW)):
             x_1, seconds = timed_samples(networks[model], (1, length), steps, arguments.seed, 1)
             text = printable(tokenizer.decode(x_1[0].tolist()))
-            perplexity = token_nll(judge, x_1).mean().exp().item()
+            perplexity = long_token_nll(judge, x_1).mean().exp().item()
             report["pair"].append({"model": model, "steps": steps, "seconds": seconds, "perplexity": perplexity, "text": text})
         row = next(row for row in rows.values() if (row["model"], row["steps"]) == ("dfm", many))
         x_1 = blocks[torch.arange(row["samples"]) % len(blocks)]  # (N, L)

@@ -12,7 +12,7 @@ it at t (Euler) moves far too little when h is large. FS-DFM's second idea is to
     P(jump) = 1 - exp(-h g (1 - p(x_t))) = 1 - ((1 - kappa(t + h)) / (1 - kappa(t))) ** (1 - p(x_t))
 
 A worked example: kappa = t, t = 0, h = 1/2, p(x_t) = 0.2. Euler: 1 - exp(-0.5 * 1 * 0.8) = 0.33. Cumulative scalar:
-1 - 0.5 ** 0.8 = 0.43. In the last step, from t = 1/2, Euler gives 0.55 and leaves noise behind; the cumulative scalar 1.
+1 - 0.5 ** 0.8 = 0.43. In the last step, from t = 1/2, Euler gives 0.55; the cumulative scalar 1: nothing is left behind.
 
 Sources: Gat et al. 2024 (discrete flow matching), Shaul et al. 2025 (generalised KL), FS-DFM (arXiv 2509.20624,
 cumulative scalar). Read next: distill.py.
@@ -174,6 +174,9 @@ def generate(model, x_0, steps, frozen=None, temperature=1.0, callback=None):
 
     model(x_t, t, h) -> logits, with a .config; steps as in step_times; frozen (B, L) bool marks tokens of x_0 that are
     given (a prompt) and never change; callback(step, x_t), if any, is called after every step.
+
+    Under the mask source a given token is read as what it is. Under the uniform source that is approximate: the network is not
+    told which tokens are given, takes them for noise as long as t is small, and heeds them only in the later steps.
     """
     x_t = x_0
     for step, (t, h) in enumerate(step_times(steps), start=1):

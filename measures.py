@@ -79,5 +79,5 @@ def measure(x, judge):
 
 def perplexity_by_quarter(x, judge):
     """Does the end of a text hold up? A row of perplexities, with errors, for each quarter of x (N, L)."""
-    quarters = long_token_nll(judge, x).chunk(4, dim=1)  # the first lacks one token, which nothing foretells
+    quarters = long_token_nll(judge, x).chunk(4, dim=1)  # of the L - 1 tokens that are foretold; the last is the shortest
     return [with_errors({"perplexity": nll.mean(-1).exp()}) for nll in quarters]

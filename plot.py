@@ -28,6 +28,8 @@ def draw(report):
     for axis, measure in ((left, "perplexity"), (right, "entropy")):
         for model, (label, colour, marker) in STYLES.items():
             rows = sorted((row for row in report["rows"] if row["model"] == model and row["temperature"] == 1), key=lambda row: row["steps"])
+            if not rows:
+                continue
             steps, values, errors = ([row[key] for row in rows] for key in ("steps", measure, measure + "_error"))
             axis.errorbar(steps, values, errors, label=label, color=colour, marker=marker, linewidth=2, capsize=3)
         axis.axhline(report["real"][measure], color="#444444", linestyle="--", label="real text")
@@ -40,7 +42,8 @@ def draw(report):
     left.set_ylabel("generative perplexity (lower is better)")
     right.set_ylabel("entropy of a sample's tokens, bits")
     left.legend(frameon=False)
-    figure.suptitle(f"{report['length']} tokens from noise; bars: one standard error of {sample_counts(report)} samples")
+    rule = f", {report['key']['update']} steps" if report["key"]["update"] else ""
+    figure.suptitle(f"{report['length']} tokens from noise{rule}; bars: one standard error of {sample_counts(report)} samples")
     return figure
 
 
@@ -70,7 +73,7 @@ def draw_frontier(report):
 
 
 def sample_counts(report):
-    """The numbers of samples behind the points, such as "16 to 64"."""
+    """The numbers of samples behind the points, such as "8 to 64"."""
     counts = sorted({row["samples"] for row in report["rows"]})
     return f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
 

@@ -36,9 +36,8 @@ def load_model(path, device="cpu", network=NETWORKS[0], n_head=None):
     if is_released(checkpoint):
         return load_released(checkpoint, network, n_head).to(device), Tokenizer({"kind": "gpt2"})
     must_be_ours(checkpoint, path)
-    with torch.device("meta"):  # no memory is taken for weights that are replaced at once
-        model = Transformer(ModelConfig(**checkpoint["config"]))
-    model.load_state_dict(checkpoint["ema"] or checkpoint["model"], assign=True)
+    model = Transformer(ModelConfig(**checkpoint["config"]))
+    model.load_state_dict(checkpoint["ema"] or checkpoint["model"])
     return model.to(device).eval(), Tokenizer(checkpoint["tokenizer"])
 
 

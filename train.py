@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from checkpoint import Parser, UserError, load_checkpoint, must_be_ours, pick_device, run_command, save_checkpoint
+from checkpoint import Parser, UserError, file_hash, load_checkpoint, must_be_ours, pick_device, run_command, save_checkpoint
 from data.dataset import Dataset
-from distill import distillation_loss, heun_target, rk4_probabilities_target, rk4_target, update_ema
+from distill import distillation_loss, heun_probabilities_target, heun_target, rk4_probabilities_target, rk4_target, update_ema
 from flow import JUMP_PROBABILITIES, generalized_kl, sample_path, sample_times
 from model import ModelConfig, Transformer, autocast, make_step_aware
 from optimizer import learning_rate, make_optimizers
@@ -54,7 +54,7 @@ SETTINGS = {
     "largest_rate": (2.0, 2.0, 2.0, "the weight of late times in the loss is held below it"),
     "clip": (1.0, 1.0, 1.0, "largest norm of the gradient"),
     "ema_decay": (0.98, 0.98, 0.99, "of the teacher's weights (fsdfm)"),
-    "teacher": ("rk4_probabilities", "rk4_probabilities", "rk4_probabilities", "the shortcut teacher: rk4 (the paper's), rk4_probabilities, heun or none (fsdfm)"),
+    "teacher": ("rk4_probabilities", "rk4_probabilities", "rk4_probabilities", "the shortcut teacher: rk4 (the paper's), rk4_probabilities, heun, heun_probabilities or none (fsdfm)"),
     "step_conditioning": ("on", "on", "on", "whether the network is told h: on or off (fsdfm)"),
     "update": ("cumulative", "cumulative", "cumulative", "the jump probability's scale: cumulative or euler"),
     "step_weights": ("balanced", "balanced", "balanced", "how often each step size is trained: flat, balanced or paper (1, 2, ..., 1024 from h = 1 to 1/1024) (fsdfm)"),
@@ -62,7 +62,10 @@ SETTINGS = {
     "validate_every": (30, 200, 1000, "iterations between validations and checkpoints"),
 }
 STAGES = ("judge", "dfm", "fsdfm")
-TEACHERS = {"rk4": rk4_target, "heun": heun_target, "rk4_probabilities": rk4_probabilities_target, "none": None}
+TEACHERS = {
+    "rk4": rk4_target, "rk4_probabilities": rk4_probabilities_target, "none": None,
+    "heun": heun_target, "heun_probabilities": heun_probabilities_target,
+}  # fmt: skip
 STEP_WEIGHTS = {  # of h = 1, 1/2, ..., 1/1024
     "flat": [1] * 11,
     # Few of the largest steps, whose text grows dull (entropy falls) when they are trained much: README, "Choices".
@@ -194,6 +197,8 @@ def main():
         for name in given:
             if given[name] != checkpoint["settings"].get(name):
                 raise UserError(f"{path} was begun with {name} = {checkpoint['settings'].get(name)}, not {given[name]}: leave the flag out, or use --overwrite instead of --resume")
+        if checkpoint["dfm"] and (arguments.out / "dfm.pt").exists() and checkpoint["dfm"] != file_hash(arguments.out / "dfm.pt"):
+            raise UserError(f"{path} began as another {arguments.out / 'dfm.pt'}: use --overwrite instead of --resume")
         settings = checkpoint["settings"]
         if checkpoint["iteration"] >= settings["iterations"]:
             return print(f"{path} is finished ({settings['iterations']} iterations)")
@@ -242,9 +247,10 @@ def main():
         save_checkpoint(path, {
             "stage": stage, "iteration": iteration, "seconds": time.perf_counter() - began, "config": asdict(model.config), "settings": settings,
             "tokenizer": dataset.tokenizer.description, "model": model.state_dict(), "ema": ema and ema.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers], "dfm": began_as,
         })  # fmt: skip
 
+    began_as = checkpoint["dfm"] if checkpoint else file_hash(arguments.out / "dfm.pt") if stage == "fsdfm" else None
     start = checkpoint["iteration"] if checkpoint else 0
     if rank == 0:
         arguments.out.mkdir(parents=True, exist_ok=True)

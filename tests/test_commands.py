@@ -1,13 +1,12 @@
 """Proves the commands a user types: the whole path once on the embedded text, and one clear line for every bad input.
 
-The commands run as processes of their own, in a copy of the project, so nothing of the user's is touched.
+The commands run as processes of their own (command.py), in a copy of the project, so nothing of the user's is touched.
 """
 
 import csv
+import hashlib
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +15,9 @@ import pytest
 import torch
 
 from checkpoint import UserError
+from command import run_python
 from conftest import ROOT
+from data.prepare import python_text
 from data.tokenizer import Tokenizer, gpt2_encoding
 
 TINY = ["--preset", "tiny"]
@@ -35,8 +36,7 @@ def project(tmp_path_factory):
 
 def run(project, *arguments, status=0):
     """Runs a command; its result, after checking the exit status and that no traceback was shown."""
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run([sys.executable, *map(str, arguments)], cwd=project, env=environment, capture_output=True, text=True, timeout=300)
+    result = run_python(project, *arguments)
     assert result.returncode == status, result.stderr
     assert "Traceback" not in result.stderr
     return result
@@ -70,8 +70,15 @@ def test_the_text(trained):
     assert max(ids.max() for ids in tokens.values()) < meta["vocab_size"] == 1024
     assert 1_000_000 < meta["characters"] < 4_000_000
     assert f"{sys.version_info.major}.{sys.version_info.minor}" in meta["source"]
-    text = "".join(Tokenizer(meta["tokenizer"]).decode(ids.tolist()) for ids in tokens.values())
+    text = text_of(trained)
     assert "yield" in text and "context manager" in text
+    assert meta["text_sha256"] == hashlib.sha256(python_text().encode()).hexdigest()  # another process made the same text
+
+
+def text_of(project):
+    """All of pydocs, from its tokens."""
+    tokenizer = Tokenizer(json.loads((project / "data/pydocs/meta.json").read_text())["tokenizer"])
+    return "".join(tokenizer.decode(np.fromfile(project / f"data/pydocs/{split}.bin", np.uint16).tolist()) for split in ("train", "val"))
 
 
 def test_the_networks(trained):
@@ -92,10 +99,10 @@ def unigram_entropy(folder):
     return -(p * np.log(p)).sum()
 
 
-def test_the_diffusion_model_learns_from_neighbours(trained):
+def test_the_diffusion_model_learns_from_neighbours(trained, tmp_path):
     """Within seconds, on the characters of the real text, its bound on the likelihood is below the unigram entropy."""
-    prepare_letters = "import data.prepare as p; p.prepare('letters', p.python_text(), 'pydocs', tokenizer='char')"
-    run(trained, "-c", prepare_letters)
+    (tmp_path / "text").write_text(text_of(trained))
+    run(trained, "data/prepare.py", "letters", "--text", tmp_path / "text", "--tokenizer", "char")
     run(trained, "train.py", "dfm", *TINY, "--data", "letters", "--source", "mask", "--iterations", 400, "--out", "out-letters")
     last = list(csv.DictReader((trained / "out-letters/dfm.csv").open()))[-1]
     assert float(last["validation_loss"]) < unigram_entropy(trained / "data/letters") - 0.1
@@ -161,6 +168,8 @@ def test_what_is_measured_is_not_measured_again(trained):
     shown = run(trained, "eval.py", "--steps", 1, 4, 512, "--num-samples", 6, "--slow-samples", 2).stdout
     assert (trained / "out/eval.json").read_text() == before
     assert "fsdfm" in shown and "real" in shown and "512 steps:" in shown
+    run(trained, "eval.py", "--models", "fsdfm", "--steps", 1, "--num-samples", 3)  # has been measured with more
+    assert (trained / "out/eval.json").read_text() == before
 
 
 def test_samples(trained):
@@ -204,6 +213,9 @@ def test_a_run_cut_short_goes_on_to_the_same_weights(trained, tmp_path, stage):
     seconds = [float(row["seconds"]) for row in csv.DictReader((out / f"{stage}.csv").open())]
     assert seconds == sorted(seconds)  # the clock goes on, too
     assert "finished" in run(trained, "train.py", stage, "--resume", "--out", out).stdout
+    if stage == "fsdfm":
+        (out / "dfm.pt").write_bytes(b"trained anew")
+        assert "began as another" in error_line(trained, "train.py", stage, "--resume", "--out", out)
 
 
 def test_help_shows_every_flag_and_default(project):
@@ -245,6 +257,8 @@ def test_a_student_needs_a_finished_teacher(trained, tmp_path):
         (["ablate.py", "--out", "nowhere"], "speedrun.sh"),
         (["data/prepare.py", "mine", "--text", "eval.py", "--tokens-of", "nothing"], "no text is prepared in data/nothing"),
         (["eval.py", "--dfm", "absent.pt"], "there is no absent.pt"),
+        (["eval.py", "--dfm", "out/judge.pt"], "out/judge.pt is a judge"),
+        (["eval.py", "--infill", "--temperatures", "0.5"], "--temperatures is for the curve"),
         (["train.py", "dfm", "--learning-rate", "nan"], "--learning-rate cannot be nan"),
         (["train.py", "judge", "--dropout", "1.5"], "--dropout cannot be 1.5"),
         (["train.py", "fsdfm", "--dim", "32", "--out", "fresh"], "the student's network is the DFM's"),

@@ -64,10 +64,9 @@ def test_round_trip():
     assert characters.unknown("a zebra") == ["z", "e", "r"]
 
 
-def test_python_text_repeats_itself():
-    """The same on every run, no document twice, nothing of packages that some systems lack."""
-    text = data.prepare.python_text()
-    assert text == data.prepare.python_text()
+def test_documents_of_python():
+    """Help topics and docstrings, nothing of packages that some systems lack. That they are the same on every run is shown by
+    test_commands.test_the_text."""
     documents = data.prepare.python_documents()
     assert not any(name.split("/")[0] in data.prepare.OFTEN_MISSING for name in documents)
     assert "collections/__init__.py" in documents and "topic yield" in documents

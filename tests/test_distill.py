@@ -12,6 +12,7 @@ import torch
 from distill import (
     distillation_loss,
     forward_kl,
+    heun_probabilities_target,
     heun_target,
     rk4_probabilities_target,
     rk4_target,
@@ -162,7 +163,8 @@ def test_the_two_means():
     x_t, t, h = torch.randint(4, (3, 16)), torch.full((3,), 0.25), torch.full((3,), 0.5)
     weights, p = torch.tensor([1, 2, 2, 1])[:, None] / 6, torch.stack(Moody().answers).softmax(-1)
     geometric = (p**weights).prod(0) / (p**weights).prod(0).sum()
-    for target, expected in ((rk4_target, geometric), (rk4_probabilities_target, (weights * p).sum(0))):
+    pairs = [(rk4_target, geometric), (rk4_probabilities_target, (weights * p).sum(0)), (heun_probabilities_target, p[:2].mean(0))]
+    for target, expected in pairs:
         torch.testing.assert_close(target(Moody(), x_t, t, h).softmax(-1), expected.expand(3, 16, 4))
 
 

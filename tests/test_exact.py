@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from exact import TEXT, TEXTS, ExactNetwork, path, posterior, sampled_distribution, states, total_variation, world_config
+from exact import TEXT, TEXTS, ExactNetwork, V, path, posterior, sampled_distribution, states, total_variation, transition, world_config
 from flow import generalized_kl, generate, sample_source
 
 PRODUCT_OF_MARGINALS = np.outer(TEXT.sum(1), TEXT.sum(0))
@@ -40,12 +40,27 @@ def test_mask_error_is_one_over_steps(rule):
             assert 1 / n - 1e-9 <= error < 1.1 / n
 
 
+README_TABLE = {  # total variation after 1, 2, 4, 8, 16 and 64 steps
+    ("uniform", "euler"): (0.561, 0.380, 0.212, 0.110, 0.055, 0.014),
+    ("uniform", "cumulative"): (0.561, 0.379, 0.199, 0.087, 0.032, 0.002),
+    ("mask", "euler"): (0.561, 0.293, 0.146, 0.072, 0.036, 0.009),
+    ("mask", "cumulative"): (0.561, 0.281, 0.140, 0.070, 0.035, 0.009),
+}
+
+
+@pytest.mark.parametrize("source, rule", README_TABLE)
+def test_the_table_of_the_readme(source, rule):
+    errors = [total_variation(sampled_distribution(source, n, rule), TEXT) for n in (1, 2, 4, 8, 16, 64)]
+    assert errors == pytest.approx(README_TABLE[source, rule], abs=5.1e-4)  # its figures have three decimals
+
+
 @pytest.mark.parametrize("rule, order", [("cumulative", 0.7), ("euler", 1.0)])
 def test_uniform_error_vanishes_with_steps(rule, order):
     """Euler's error halves with every doubling. The cumulative scalar's falls faster at first (its two leading
     terms have opposite signs), and from some hundred steps on like (log n) / n, whose slope here is near 0.7."""
     errors = [total_variation(sampled_distribution("uniform", n, rule), TEXT) for n in (1024, 2048, 4096)]
     assert errors[-1] < 1e-3
+    assert errors[0] == pytest.approx({"cumulative": 0.0016, "euler": 0.0009}[rule], abs=5.1e-5)  # the README's
     for coarse, fine in zip(errors, errors[1:]):
         assert math.log2(coarse / fine) == pytest.approx(order, abs=0.15 if rule == "cumulative" else 0.01)
 
@@ -67,6 +82,21 @@ def test_the_real_sampler_draws_from_it(source, steps, rule):
     expected = n * sampled_distribution(source, steps, rule).flatten()
     chi_square = ((counts - expected) ** 2 / expected).sum()
     assert chi_square < 44.3  # 15 degrees of freedom: exceeded by chance once in 10,000
+
+
+@pytest.mark.parametrize("steps", [1, 8])
+def test_a_given_token_under_the_uniform_source(steps):
+    """It never changes, but is heeded only as its time comes: after one step the other token is drawn from its marginal."""
+    n, given = 50_000, 2
+    x_0 = torch.stack([torch.full((n,), given), torch.randint(V, (n,))], dim=1)
+    x_1 = generate(ExactNetwork("uniform"), x_0, steps, frozen=torch.tensor([[True, False]]))
+    now = np.full(V, 1 / V)
+    for i in range(steps):
+        now = now @ transition("uniform", i / steps, 1 / steps).reshape(V, V, V, V)[given].sum(1)
+    counts = np.bincount(x_1[:, 1], minlength=V)
+    assert (x_1[:, 0] == given).all() and ((counts - n * now) ** 2 / (n * now)).sum() < 21.1  # 3 degrees of freedom: once in 10,000
+    if steps == 1:
+        np.testing.assert_allclose(now, TEXT.sum(0), atol=1e-9)
 
 
 # the loss bounds the likelihood
