@@ -26,8 +26,10 @@ STEPS = [1, 2, 4, 8, 16, 1024]
 VARIANTS = {
     "full FS-DFM": [],
     "no teacher, data alone": ["--teacher", "none"],
-    "Heun for RK-4": ["--teacher", "heun_probabilities"],
-    "logits averaged, as in the paper": ["--teacher", "rk4"],
+    "RK-4, the paper's teacher": ["--teacher", "rk4"],
+    "Heun's teacher": ["--teacher", "heun"],
+    "probabilities averaged": ["--mean", "probabilities"],
+    "RK-4, probabilities averaged": ["--teacher", "rk4", "--mean", "probabilities"],
     "no slow average": ["--ema-decay", "0"],
     "Euler steps": ["--update", "euler"],
     "not told h": ["--step-conditioning", "off"],

@@ -4,18 +4,22 @@ FS-DFM's third idea: a student that takes one step of size h should land where a
 The teacher is the student itself, smoothed over time (an EMA of its weights), so accuracy climbs from the finest
 step, which learns from real text, to the coarsest, each size learning from the half below it.
 
-A Runge-Kutta rule of order 4 asks the teacher four times, jumping by the cumulative scalar in between:
+The paper's teacher is a Runge-Kutta rule of order 4, jumping by the cumulative scalar in between:
 
     l1 at (x_t, t)              x_a = jump(x_t, l1) to t + h/2
     l2 at (x_a, t + h/2)        x_b = jump(x_a, l2) to t + h
     l3 at (x_b, t + h/2)        x_c = jump(x_b, l3) to t + h
-    l4 at (x_c, t + h)          target = their mean with weights 1, 2, 2, 1
+    l4 at (x_c, t + h)          target = mean of the logits with weights 1, 2, 2, 1
 
-The paper takes the mean of the logits, rk4_target. That is narrower than each of them, and as every step size learns from
-the half below it the narrowing adds up: in our short runs the text at large steps grew dull and then collapsed. Our default is
-the mean of the probabilities, rk4_probabilities_target, which gains less and keeps the variety (RESULTS.md).
+Its l3 and l4 see more text than belongs to the time they are told: x_b has jumped twice, x_c three times. The network then
+plays safe, and as every step size learns from the half below it that adds up: in our short runs texts at large steps grew
+dull. Our default asks each state at its own time, with the weights of Simpson's rule, and needs three calls instead of four:
 
-Source: FS-DFM (arXiv 2509.20624), sections on the shortcut teacher. Read next: optimizer.py.
+    l1 at (x_t, t)              x_a = jump(x_t, l1) to t + h/2
+    l2 at (x_a, t + h/2)        x_b = jump(x_a, l2) to t + h
+    l3 at (x_b, t + h)          target = mean of the logits with weights 1, 4, 1
+
+RESULTS.md compares them. Source: FS-DFM (arXiv 2509.20624), sections on the shortcut teacher. Read next: optimizer.py.
 """
 
 import math
@@ -31,67 +35,63 @@ FINEST = 1024  # the finest step is 1/1024: it has no teacher but real text
 # the teacher's target
 
 
-def carry(logits, previous, x_t, config):
-    """Under the mask source, a token that a jump has just shown has no prediction of its own any more (nothing trains
-    the network's output there): keep the last one made while it was masked. Under the uniform source, all are kept."""
-    logits = text_logits(logits, config)
-    if config.source == "mask":
-        return torch.where((x_t == config.mask_id)[..., None], logits, previous)
+def ask(teacher, x, t, h, previous):
+    """The teacher's logits at state x, (B, L, V) float32. Under the mask source, a token that a jump has just shown has no
+    prediction of its own any more (nothing trains the network's output there): the `previous` one, made while it was masked, stays."""
+    config = teacher.config
+    logits = text_logits(teacher(x, t, h), config)
+    if config.source == "mask" and previous is not None:
+        return torch.where((x == config.mask_id)[..., None], logits, previous)
     return logits
 
 
 def rk4_stages(teacher, x_t, t, h):
-    """The four answers of Runge-Kutta-4 over two half steps, (B, L, V) float32 logits each."""
+    """The four answers of the paper's Runge-Kutta-4, one after the other, (B, L, V) each."""
     half, middle, config = h / 2, t + h / 2, teacher.config
-    l1 = text_logits(teacher(x_t, t, half), config)
+    yield (l1 := ask(teacher, x_t, t, half, None))
     x_a = jump(x_t, l1, t, half, config)
-    l2 = carry(teacher(x_a, middle, half), l1, x_a, config)
+    yield (l2 := ask(teacher, x_a, middle, half, l1))
     x_b = jump(x_a, l2, middle, half, config)
-    l3 = carry(teacher(x_b, middle, half), l2, x_b, config)
+    yield (l3 := ask(teacher, x_b, middle, half, l2))
     x_c = jump(x_b, l3, middle, half, config)
-    l4 = carry(teacher(x_c, t + h, half), l3, x_c, config)
-    return l1, l2, l3, l4
+    yield ask(teacher, x_c, t + h, half, l3)
 
 
 def heun_stages(teacher, x_t, t, h):
-    """The two answers of Heun's rule, at the start and after a half step, (B, L, V) float32 logits each."""
+    """The two answers of Heun's rule (Runge-Kutta-2), half the cost: at the start and after a half step."""
+    half, middle = h / 2, t + h / 2
+    yield (l1 := ask(teacher, x_t, t, half, None))
+    x_a = jump(x_t, l1, t, half, teacher.config)
+    yield ask(teacher, x_a, middle, half, l1)
+
+
+def simpson_stages(teacher, x_t, t, h):
+    """The three answers before, between and after two half steps, each state at its own time."""
     half, middle, config = h / 2, t + h / 2, teacher.config
-    l1 = text_logits(teacher(x_t, t, half), config)
+    yield (l1 := ask(teacher, x_t, t, half, None))
     x_a = jump(x_t, l1, t, half, config)
-    return l1, carry(teacher(x_a, middle, half), l1, x_a, config)
+    yield (l2 := ask(teacher, x_a, middle, half, l1))
+    x_b = jump(x_a, l2, middle, half, config)
+    yield ask(teacher, x_b, t + h, half, l2)
 
 
-def log_of_mean(probs):
-    """Logits of mean probabilities (B, L, V); log 0 would make 0 * inf in the loss."""
-    return probs.clamp(min=1e-30).log()
-
-
-@torch.no_grad()
-def rk4_target(teacher, x_t, t, h):
-    """The paper's teacher: the four logits' mean by Runge-Kutta's weights, (B, L, V) float32, for the student at (x_t, t, h)."""
-    l1, l2, l3, l4 = rk4_stages(teacher, x_t, t, h)
-    return (l1 + 2 * l2 + 2 * l3 + l4) / 6
-
-
-@torch.no_grad()
-def rk4_probabilities_target(teacher, x_t, t, h):
-    """Ours: the mean of the four probabilities, which sharpens nothing. (B, L, V) logits, its logarithm."""
-    p1, p2, p3, p4 = (logits.softmax(-1) for logits in rk4_stages(teacher, x_t, t, h))
-    return log_of_mean((p1 + 2 * p2 + 2 * p3 + p4) / 6)
+RULES = {  # the stages, and their weights in the mean
+    "simpson": (simpson_stages, (1, 4, 1)),
+    "rk4": (rk4_stages, (1, 2, 2, 1)),
+    "heun": (heun_stages, (1, 1)),
+}
+MEANS = ("logits", "probabilities")
 
 
 @torch.no_grad()
-def heun_target(teacher, x_t, t, h):
-    """Heun's rule (Runge-Kutta-2), half the cost: the mean of the logits at the start and after a half step."""
-    l1, l2 = heun_stages(teacher, x_t, t, h)
-    return (l1 + l2) / 2
-
-
-@torch.no_grad()
-def heun_probabilities_target(teacher, x_t, t, h):
-    """Heun's rule with the mean of the probabilities."""
-    p1, p2 = (logits.softmax(-1) for logits in heun_stages(teacher, x_t, t, h))
-    return log_of_mean((p1 + p2) / 2)
+def shortcut_target(teacher, x_t, t, h, rule="simpson", mean="logits"):
+    """What the student at (x_t, t, h) should answer: (B, L, V) float32 logits, the weighted mean of the rule's stages. The mean of
+    logits is sharper than each of them; that of probabilities is not."""
+    stages, weights = RULES[rule]
+    total = 0
+    for weight, logits in zip(weights, stages(teacher, x_t, t, h), strict=True):
+        total = total + weight / sum(weights) * (logits if mean == "logits" else logits.softmax(-1))
+    return total if mean == "logits" else total.clamp(min=1e-30).log()  # log 0 would make 0 * inf in the loss
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -120,20 +120,20 @@ def forward_kl(teacher_logits, student_logits):
     return (log_p_teacher.exp() * (log_p_teacher - student_logits.log_softmax(-1))).sum(-1)
 
 
-def distillation_loss(student, teacher, x_1, weights, target=rk4_probabilities_target, largest_rate=math.inf):
+def distillation_loss(student, teacher, x_1, weights, rule="simpson", mean="logits", largest_rate=math.inf):
     """Mean loss of a batch of text x_1 (B, L), in nats per token: KL to the shortcut teacher where the step is
-    large, generalised KL to the text where it is the finest, which needs no teacher and runs none. Without a target
-    every step size learns from the text alone."""
+    large, generalised KL to the text where it is the finest, which needs no teacher and runs none. Without a rule
+    (None) every step size learns from the text alone."""
     config, device = student.config, x_1.device
     h = sample_step_sizes(len(x_1), weights)  # drawn on the CPU, so that the split below needs no sync
-    n_taught = int((h > 1 / FINEST).sum()) if target else 0
+    n_taught = int((h > 1 / FINEST).sum()) if rule else 0
     t = sample_grid_times(h)
     t, h = t.to(device), h.to(device)
     x_t = sample_path(x_1, t, config)
     logits = student(x_t, t, h)
     loss = generalized_kl(logits[n_taught:], x_1[n_taught:], x_t[n_taught:], t[n_taught:], config, largest_rate).sum()
     if n_taught:
-        target_logits = target(teacher, x_t[:n_taught], t[:n_taught], h[:n_taught])
+        target_logits = shortcut_target(teacher, x_t[:n_taught], t[:n_taught], h[:n_taught], rule, mean)
         kl = forward_kl(target_logits, text_logits(logits[:n_taught], config))  # (n_taught, L)
         if config.source == "mask":
             kl = torch.where(x_t[:n_taught] == config.mask_id, kl, 0)

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from checkpoint import Parser, UserError, file_hash, load_checkpoint, must_be_ours, pick_device, run_command, save_checkpoint
 from data.dataset import Dataset
-from distill import distillation_loss, heun_probabilities_target, heun_target, rk4_probabilities_target, rk4_target, update_ema
+from distill import MEANS, RULES, distillation_loss, update_ema
 from flow import JUMP_PROBABILITIES, generalized_kl, sample_path, sample_times
 from model import ModelConfig, Transformer, autocast, make_step_aware
 from optimizer import learning_rate, make_optimizers
@@ -46,7 +46,7 @@ SETTINGS = {
     "exponent": (1.0, 1.0, 1.0, "kappa(t) = t ** exponent"),
     "batch_size": (16, 16, 64, "sequences in a forward pass, on each GPU"),
     "accumulation": (1, 1, 1, "forward passes in an iteration"),
-    "iterations": ((60, 60, 30), (300, 1500, 450), (2000, 20000, 3000), "weight updates"),
+    "iterations": ((60, 60, 30), (300, 1500, 550), (2000, 20000, 3000), "weight updates"),
     "learning_rate": ((6e-3, 6e-3, 6e-4), (5e-3, 5e-3, 6e-4), (2e-3, 2e-3, 3e-4), "at its highest"),
     "warmup": (5, 50, 200, "iterations in which the learning rate rises"),
     "decay": (0.5, 0.5, 0.5, "last part of the iterations, in which it falls to zero"),
@@ -54,7 +54,8 @@ SETTINGS = {
     "largest_rate": (2.0, 2.0, 2.0, "the weight of late times in the loss is held below it"),
     "clip": (1.0, 1.0, 1.0, "largest norm of the gradient"),
     "ema_decay": (0.98, 0.98, 0.99, "of the teacher's weights (fsdfm)"),
-    "teacher": ("rk4_probabilities", "rk4_probabilities", "rk4_probabilities", "the shortcut teacher: rk4 (the paper's), rk4_probabilities, heun, heun_probabilities or none (fsdfm)"),
+    "teacher": ("simpson", "simpson", "simpson", "the shortcut teacher's rule: simpson, rk4 (the paper's), heun or none (fsdfm)"),
+    "mean": ("logits", "logits", "logits", "what the teacher takes the mean of: logits or probabilities (fsdfm)"),
     "step_conditioning": ("on", "on", "on", "whether the network is told h: on or off (fsdfm)"),
     "update": ("cumulative", "cumulative", "cumulative", "the jump probability's scale: cumulative or euler"),
     "step_weights": ("balanced", "balanced", "balanced", "how often each step size is trained: flat, balanced or paper (1, 2, ..., 1024 from h = 1 to 1/1024) (fsdfm)"),
@@ -62,17 +63,13 @@ SETTINGS = {
     "validate_every": (30, 200, 1000, "iterations between validations and checkpoints"),
 }
 STAGES = ("judge", "dfm", "fsdfm")
-TEACHERS = {
-    "rk4": rk4_target, "rk4_probabilities": rk4_probabilities_target, "none": None,
-    "heun": heun_target, "heun_probabilities": heun_probabilities_target,
-}  # fmt: skip
 STEP_WEIGHTS = {  # of h = 1, 1/2, ..., 1/1024
     "flat": [1] * 11,
     # Few of the largest steps, whose text grows dull (entropy falls) when they are trained much: README, "Choices".
-    "balanced": [0.8, 0.9, 1.2, 3, 8, 12, 13, 12, 12, 13, 24.1],
+    "balanced": [0.6, 0.7, 0.9, 3, 10, 13, 13, 12, 12, 12, 22.8],
     "paper": [2**i for i in range(11)],
 }
-CHOICES = {"source": ("uniform", "mask"), "teacher": TEACHERS, "step_conditioning": ("on", "off"), "update": JUMP_PROBABILITIES, "step_weights": STEP_WEIGHTS}
+CHOICES = {"source": ("uniform", "mask"), "teacher": (*RULES, "none"), "mean": MEANS, "step_conditioning": ("on", "off"), "update": JUMP_PROBABILITIES, "step_weights": STEP_WEIGHTS}
 NETWORK = ("block_size", "n_layer", "n_head", "dim", "cond_dim", "source", "exponent")
 FRACTIONS = ("dropout", "decay", "ema_decay")
 MAY_BE_ZERO = ("seed", "dropout", "decay", "ema_decay", "warmup", "weight_decay")
@@ -134,8 +131,8 @@ def make_loss(stage, settings, ema):
         return generalized_kl(network(x_t, t), x_1, x_t, t, network.config, settings["largest_rate"]).mean()
 
     def fsdfm(network, x_1):
-        weights, target = STEP_WEIGHTS[settings["step_weights"]], TEACHERS[settings["teacher"]]
-        return distillation_loss(network, ema, x_1, weights, target, settings["largest_rate"])
+        weights, rule = STEP_WEIGHTS[settings["step_weights"]], settings["teacher"] if settings["teacher"] != "none" else None
+        return distillation_loss(network, ema, x_1, weights, rule, settings["mean"], settings["largest_rate"])
 
     return {"judge": judge, "dfm": dfm, "fsdfm": fsdfm}[stage]
 

@@ -153,11 +153,11 @@ def test_likelihood_infilling_and_length(trained, tmp_path):
 
 
 def test_one_ablation(trained, tmp_path):
-    command = ["ablate.py", *TINY, "--only", "Heun for RK-4", "--num-samples", 2, "--ablation", tmp_path / "ablation"]
+    command = ["ablate.py", *TINY, "--only", "Heun's teacher", "--num-samples", 2, "--ablation", tmp_path / "ablation"]
     first = run(trained, *command).stdout
     lines = (tmp_path / "ablation/table.md").read_text().splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| DFM", "| DFM, Euler steps", "| Heun for RK-4"]
-    assert torch.load(tmp_path / "ablation/Heun for RK-4, seed 1/fsdfm.pt", weights_only=True)["settings"]["teacher"] == "heun"
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| DFM", "| DFM, Euler steps", "| Heun's teacher"]
+    assert torch.load(tmp_path / "ablation/Heun's teacher, seed 1/fsdfm.pt", weights_only=True)["settings"]["teacher"] == "heun"
     assert (tmp_path / "ablation/picture.png").exists()
     again = run(trained, *command).stdout  # nothing is trained or measured twice
     assert "finished" in again and again.splitlines()[-3:] == first.splitlines()[-3:]

@@ -9,17 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill import (
-    distillation_loss,
-    forward_kl,
-    heun_probabilities_target,
-    heun_target,
-    rk4_probabilities_target,
-    rk4_target,
-    sample_grid_times,
-    sample_step_sizes,
-    update_ema,
-)
+from distill import distillation_loss, forward_kl, sample_grid_times, sample_step_sizes, shortcut_target, update_ema
 from model import ModelConfig, Transformer, make_step_aware
 from test_flow import chi_square, chi_square_bound, plain_generalized_kl
 
@@ -79,13 +69,13 @@ class IndependentTokens:
         return matrix
 
 
-@pytest.mark.parametrize("target", [rk4_target, heun_target])
-def test_target_under_mask_source_is_q(target):
+@pytest.mark.parametrize("rule", ["simpson", "rk4", "heun"])
+def test_target_under_mask_source_is_q(rule):
     """Every stage predicts q for a token that is masked, and the last masked prediction is carried on: the mean is q.
     What the network says of shown tokens, which is nonsense here, does not enter."""
     network = IndependentTokens("mask")
     x_t = torch.full((2, 5000), 4)
-    logits = target(network, x_t, torch.tensor([0.0, 0.5]), torch.tensor([1.0, 0.25]))
+    logits = shortcut_target(network, x_t, torch.tensor([0.0, 0.5]), torch.tensor([1.0, 0.25]), rule)
     assert logits.shape == (2, 5000, 4)
     torch.testing.assert_close(logits.softmax(-1), torch.tensor(network.q).float().expand(2, 5000, 4), rtol=1e-5, atol=1e-6)
 
@@ -95,7 +85,7 @@ def test_target_under_mask_source_is_q(target):
 def test_rk4_target_under_uniform_source(t, h, x):
     """The mean over the jumps' randomness: stages see the token after 1, 2 and 3 half steps of a 4-state chain."""
     network, n, half = IndependentTokens("uniform"), 40_000, h / 2
-    logits = rk4_target(network, torch.full((1, n), x), torch.tensor([t]), torch.tensor([h]))[0].double().numpy()
+    logits = shortcut_target(network, torch.full((1, n), x), torch.tensor([t]), torch.tensor([h]), "rk4")[0].double().numpy()
     log_p = {time: np.log(network.table(time)) for time in (t, t + half, t + h)}
     a = np.eye(4)[x] @ network.transition(t, half)
     b = a @ network.transition(t + half, half)
@@ -108,9 +98,22 @@ def test_rk4_target_under_uniform_source(t, h, x):
 @pytest.mark.parametrize("t, h", [(0.25, 0.5), (0.5, 0.5), (0.0, 1.0)])
 def test_heun_target_under_uniform_source(t, h):
     network, n, half, x = IndependentTokens("uniform"), 40_000, h / 2, 1
-    logits = heun_target(network, torch.full((1, n), x), torch.tensor([t]), torch.tensor([h]))[0].double().numpy()
+    logits = shortcut_target(network, torch.full((1, n), x), torch.tensor([t]), torch.tensor([h]), "heun")[0].double().numpy()
     a = np.eye(4)[x] @ network.transition(t, half)
     expected = (np.log(network.table(t))[x] + a @ np.log(network.table(t + half))) / 2
+    error = logits.std(0) / math.sqrt(n)
+    assert (np.abs(logits.mean(0) - expected) < 4.5 * error + 1e-6).all()
+
+
+@pytest.mark.parametrize("t, h", [(0.25, 0.5), (0.5, 0.25), (0.0, 0.75)])
+def test_simpsons_target_under_uniform_source(t, h):
+    """Every state is asked at its own time: after 0, 1 and 2 half steps of the chain."""
+    network, n, half, x = IndependentTokens("uniform"), 40_000, h / 2, 1
+    logits = shortcut_target(network, torch.full((1, n), x), torch.tensor([t]), torch.tensor([h]), "simpson")[0].double().numpy()
+    log_p = {time: np.log(network.table(time)) for time in (t, t + half, t + h)}
+    a = np.eye(4)[x] @ network.transition(t, half)
+    b = a @ network.transition(t + half, half)
+    expected = (log_p[t][x] + 4 * a @ log_p[t + half] + b @ log_p[t + h]) / 6
     error = logits.std(0) / math.sqrt(n)
     assert (np.abs(logits.mean(0) - expected) < 4.5 * error + 1e-6).all()
 
@@ -120,22 +123,19 @@ def test_heun_target_under_uniform_source(t, h):
 
 def test_calls_of_the_teachers():
     x_t, t, h = torch.zeros(2, 16, dtype=torch.int64), torch.tensor([0.25, 0.5]), torch.tensor([0.5, 0.25])
-    teacher = Stub([0.25] * 4)
-    rk4_target(teacher, x_t, t, h)
-    for (_, time, step), offset in zip(teacher.calls, [0, 0.5, 0.5, 1], strict=True):
-        assert torch.equal(step, h / 2) and torch.equal(time, t + offset * h)
-    teacher = Stub([0.25] * 4)
-    heun_target(teacher, x_t, t, h)
-    for (_, time, step), offset in zip(teacher.calls, [0, 0.5], strict=True):
-        assert torch.equal(step, h / 2) and torch.equal(time, t + offset * h)
+    for rule, offsets in (("simpson", [0, 0.5, 1]), ("rk4", [0, 0.5, 0.5, 1]), ("heun", [0, 0.5])):
+        teacher = Stub([0.25] * 4)
+        shortcut_target(teacher, x_t, t, h, rule)
+        for (_, time, step), offset in zip(teacher.calls, offsets, strict=True):
+            assert torch.equal(step, h / 2) and torch.equal(time, t + offset * h)
 
 
-@pytest.mark.parametrize("target, stages", [(rk4_target, 4), (heun_target, 2)])
-def test_sequences_at_the_finest_step_run_no_teacher(target, stages):
+@pytest.mark.parametrize("rule, stages", [("simpson", 3), ("rk4", 4), ("heun", 2)])
+def test_sequences_at_the_finest_step_run_no_teacher(rule, stages):
     x_1 = torch.randint(4, (44, 16))
     for weights, least, most in ((FLAT, 40, 40), (ONLY_FINEST, 0, 0), (ONLY_LARGE, 44, 44), (PAPER, 20, 23)):
         student, teacher = Stub([0.25] * 4), Stub([0.25] * 4)
-        distillation_loss(student, teacher, x_1, weights, target)
+        distillation_loss(student, teacher, x_1, weights, rule)
         assert [len(x_t) for x_t, _, _ in student.calls] == [44]
         h = student.calls[0][2]
         taught = int((h > 1 / 1024).sum())
@@ -163,9 +163,10 @@ def test_the_two_means():
     x_t, t, h = torch.randint(4, (3, 16)), torch.full((3,), 0.25), torch.full((3,), 0.5)
     weights, p = torch.tensor([1, 2, 2, 1])[:, None] / 6, torch.stack(Moody().answers).softmax(-1)
     geometric = (p**weights).prod(0) / (p**weights).prod(0).sum()
-    pairs = [(rk4_target, geometric), (rk4_probabilities_target, (weights * p).sum(0)), (heun_probabilities_target, p[:2].mean(0))]
-    for target, expected in pairs:
-        torch.testing.assert_close(target(Moody(), x_t, t, h).softmax(-1), expected.expand(3, 16, 4))
+    of_two = p[:2].mean(0)
+    for rule, mean, expected in (("rk4", "logits", geometric), ("rk4", "probabilities", (weights * p).sum(0)), ("heun", "probabilities", of_two)):
+        target = shortcut_target(Moody(), x_t, t, h, rule, mean)
+        torch.testing.assert_close(target.softmax(-1), expected.expand(3, 16, 4))
 
 
 def test_without_a_teacher_every_step_learns_the_text():
