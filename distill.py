@@ -11,9 +11,9 @@ The paper's teacher is a Runge-Kutta rule of order 4, jumping by the cumulative 
     l3 at (x_b, t + h/2)        x_c = jump(x_b, l3) to t + h
     l4 at (x_c, t + h)          target = mean of the logits with weights 1, 2, 2, 1
 
-Its l3 and l4 see more text than belongs to the time they are told: x_b has jumped twice, x_c three times. The network then
-plays safe, and as every step size learns from the half below it that adds up: in our short runs texts at large steps grew
-dull. Our default asks each state at its own time, with the weights of Simpson's rule, and needs three calls instead of four:
+Its l3 and l4 see more text than belongs to the time they are told: x_b has jumped twice, x_c three times. In our short runs
+texts at large steps grew dull with it, more with every step size that learns from the one below. Our default asks each
+state at its own time, with the weights of Simpson's rule, and needs three calls instead of four:
 
     l1 at (x_t, t)              x_a = jump(x_t, l1) to t + h/2
     l2 at (x_a, t + h/2)        x_b = jump(x_a, l2) to t + h
