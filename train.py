@@ -46,7 +46,7 @@ SETTINGS = {
     "exponent": (1.0, 1.0, 1.0, "kappa(t) = t ** exponent"),
     "batch_size": (16, 16, 64, "sequences in a forward pass, on each GPU"),
     "accumulation": (1, 1, 1, "forward passes in an iteration"),
-    "iterations": ((60, 60, 30), (300, 1500, 550), (2000, 20000, 3000), "weight updates"),
+    "iterations": ((60, 60, 30), (300, 1500, 850), (2000, 20000, 3000), "weight updates"),
     "learning_rate": ((6e-3, 6e-3, 6e-4), (5e-3, 5e-3, 6e-4), (2e-3, 2e-3, 3e-4), "at its highest"),
     "warmup": (5, 50, 200, "iterations in which the learning rate rises"),
     "decay": (0.5, 0.5, 0.5, "last part of the iterations, in which it falls to zero"),
