@@ -184,6 +184,28 @@ def test_categorical_at_the_edge_of_its_uniform_number(monkeypatch):
     assert categorical(torch.tensor([[0.0, 0.0, 1.0, 2.0], [3.0, 0.0, 0.0, 0.0]])).tolist() == [2, 0]
 
 
+def test_categorical_at_the_other_edge(monkeypatch):
+    """The largest uniform number below 1 must not fall on a trailing weight of zero, wherever its block ends."""
+    monkeypatch.setattr(torch, "rand", lambda *shape, dtype, device: torch.full(shape, 1 - 2.0**-53, dtype=dtype, device=device))
+    for last in (0, 62, 63, 64, 127, 128, 130):
+        weights = torch.linspace(0.1, 3, 200)[None].clone()
+        weights[:, last + 1 :] = 0
+        assert categorical(weights).item() == last
+
+
+@pytest.mark.parametrize("V", [3, 63, 64, 65, 500, 1024])
+def test_categorical_is_the_inverse_of_the_cumulative_sum(V):
+    """With the same uniform numbers, token for token what one long sum gives."""
+    weights = torch.randn(2000, V).exp() * (torch.rand(2000, V) < 0.5)
+    weights[:, -1] += 0.1
+    torch.manual_seed(3)
+    drawn = categorical(weights)
+    torch.manual_seed(3)
+    cumulative = weights.double().cumsum(-1)
+    expected = torch.searchsorted(cumulative, torch.rand(2000, 1, dtype=torch.float64) * cumulative[:, -1:], right=True)
+    assert torch.equal(drawn, expected.squeeze(1))
+
+
 def test_half_precision_logits_are_drawn_from_in_float32():
     """In bfloat16, 1,000 weights of 1e-3 lose their tail when summed; the draw must not."""
     config = ModelConfig(vocab_size=1000, block_size=100_000, source="mask")
