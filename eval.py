@@ -1,7 +1,7 @@
 """Measuring: how good is the text, how varied, how fast, at every number of steps?
 
     python eval.py                        both models at 1, 2, 4, ..., 1,024 steps -> out/eval.json, and a table
-    python eval.py --steps 8 64 --temperatures 0.7 0.8 0.9 1        adds the rows of the frontier (plot.py)
+    python eval.py --steps 2 8 64 --temperatures 0.7 0.8 0.9 1      adds the rows of the frontier (plot.py)
     python eval.py --likelihood           the bound on the likelihood of held-out text, beside the judge's
     python eval.py --infill               half of held-out text is taken out and written again
     python eval.py --longer               texts two and four times as long as those of the training

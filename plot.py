@@ -43,7 +43,7 @@ def draw(report):
     right.set_ylabel("entropy of a sample's tokens, bits")
     left.legend(frameon=False)
     rule = f", {report['key']['update']} steps" if report["key"]["update"] else ""
-    figure.suptitle(f"{report['length']} tokens from noise{rule}; bars: one standard error of {sample_counts(report)} samples")
+    figure.suptitle(f"{report['length']} tokens from noise{rule}; bars: one standard error of {sample_counts(report['rows'])} samples")
     return figure
 
 
@@ -51,11 +51,12 @@ def draw_frontier(report):
     """The figure: a line for each model and number of steps, a point for each temperature, real text as a star."""
     plt.rcParams.update({"font.size": 13, "axes.spines.top": False, "axes.spines.right": False})
     figure, axis = plt.subplots(figsize=(10, 7), layout="constrained")
-    all_steps = sorted({row["steps"] for row in report["rows"]})
+    shown = [row for row in report["rows"] if len(temperatures(report, row)) > 1]
+    all_steps = sorted({row["steps"] for row in shown})
     for model, (label, colour, marker) in STYLES.items():
         for steps in all_steps:
-            rows = sorted((row for row in report["rows"] if (row["model"], row["steps"]) == (model, steps)), key=lambda row: row["temperature"])
-            if len(rows) < 2:
+            rows = sorted((row for row in shown if (row["model"], row["steps"]) == (model, steps)), key=lambda row: row["temperature"])
+            if not rows:
                 continue
             x, y, dx, dy = ([row[key] for row in rows] for key in ("entropy", "perplexity", "entropy_error", "perplexity_error"))
             style = LINE_STYLES[all_steps.index(steps) % len(LINE_STYLES)]
@@ -64,17 +65,24 @@ def draw_frontier(report):
                 axis.annotate(f"{row['temperature']:g}", (row["entropy"], row["perplexity"]), (5, -13), textcoords="offset points", fontsize=9)
     axis.plot(report["real"]["entropy"], report["real"]["perplexity"], "*", color="#444444", markersize=18, linestyle="", label="real text")
     axis.set_yscale("log")
+    axis.yaxis.set_major_formatter("{x:.0f}")
+    axis.yaxis.set_minor_formatter("{x:.0f}")
     axis.set_xlabel("entropy of a sample's tokens, bits")
     axis.set_ylabel("generative perplexity (lower is better)")
     axis.grid(alpha=0.25)
     axis.legend(frameon=False)
-    figure.suptitle(f"{report['length']} tokens; beside each point its temperature; bars: one standard error of {sample_counts(report)} samples")
+    figure.suptitle(f"{report['length']} tokens; beside each point its temperature; bars: one standard error of {sample_counts(shown)} samples")
     return figure
 
 
-def sample_counts(report):
+def temperatures(report, row):
+    """Those at which the row's model was measured with as many steps."""
+    return {other["temperature"] for other in report["rows"] if (other["model"], other["steps"]) == (row["model"], row["steps"])}
+
+
+def sample_counts(rows):
     """The numbers of samples behind the points, such as "8 to 64"."""
-    counts = sorted({row["samples"] for row in report["rows"]})
+    counts = sorted({row["samples"] for row in rows})
     return f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
 
 
