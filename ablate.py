@@ -3,7 +3,6 @@
     bash ablate.sh            trains and measures them all, or goes on where it stopped -> ablation/table.md, ablation/picture.png
 
 Each variant is a row of VARIANTS: the flags that train.py gets. The judge and the DFM are those of speedrun.sh, in out/.
-What came of it is written in RESULTS.md.
 """
 
 import argparse
