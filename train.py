@@ -131,7 +131,8 @@ def make_loss(stage, settings, ema):
         return generalized_kl(network(x_t, t), x_1, x_t, t, network.config, settings["largest_rate"]).mean()
 
     def fsdfm(network, x_1):
-        weights, rule = STEP_WEIGHTS[settings["step_weights"]], settings["teacher"] if settings["teacher"] != "none" else None
+        weights = STEP_WEIGHTS[settings["step_weights"]]
+        rule = None if settings["teacher"] == "none" else settings["teacher"]
         return distillation_loss(network, ema, x_1, weights, rule, settings["mean"], settings["largest_rate"])
 
     return {"judge": judge, "dfm": dfm, "fsdfm": fsdfm}[stage]
