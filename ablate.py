@@ -24,7 +24,8 @@ from checkpoint import Parser, UserError, run_command, write_safely
 STEPS = [1, 2, 4, 8, 16, 1024]
 VARIANTS = {
     "full FS-DFM": [],
-    "no teacher, data alone": ["--teacher", "none"],
+    "no teacher, data alone": ["--text-steps", "1"],
+    "text for the finest step alone": ["--text-steps", "1024"],
     "RK-4, the paper's teacher": ["--teacher", "rk4"],
     "Heun's teacher": ["--teacher", "heun"],
     "probabilities averaged": ["--mean", "probabilities"],
@@ -34,7 +35,7 @@ VARIANTS = {
     "not told h": ["--step-conditioning", "off"],
     "flat weights on h": ["--step-weights", "flat"],
     "paper's weights on h": ["--step-weights", "paper"],
-    "paper's teacher, weights and loss": ["--teacher", "rk4", "--step-weights", "paper", "--largest-rate", "1e9"],
+    "paper's teacher, weights and loss": ["--teacher", "rk4", "--text-steps", "1024", "--step-weights", "paper", "--largest-rate", "1e9"],
 }
 
 

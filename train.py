@@ -46,16 +46,17 @@ SETTINGS = {
     "exponent": (1.0, 1.0, 1.0, "kappa(t) = t ** exponent"),
     "batch_size": (16, 16, 64, "sequences in a forward pass, on each GPU"),
     "accumulation": (1, 1, 1, "forward passes in an iteration"),
-    "iterations": ((60, 60, 30), (300, 1500, 850), (2000, 20000, 3000), "weight updates"),
-    "learning_rate": ((6e-3, 6e-3, 6e-4), (5e-3, 5e-3, 6e-4), (2e-3, 2e-3, 3e-4), "at its highest"),
+    "iterations": ((60, 60, 30), (300, 1500, 1200), (2000, 20000, 3000), "weight updates"),
+    "learning_rate": ((6e-3, 6e-3, 6e-4), (5e-3, 5e-3, 1.2e-3), (2e-3, 2e-3, 5e-4), "at its highest"),
     "warmup": (5, 50, 200, "iterations in which the learning rate rises"),
     "decay": (0.5, 0.5, 0.5, "last part of the iterations, in which it falls to zero"),
     "weight_decay": (0.1, 0.1, 0.1, "of the matrices"),
     "largest_rate": (2.0, 2.0, 2.0, "the weight of late times in the loss is held below it"),
     "clip": (1.0, 1.0, 1.0, "largest norm of the gradient"),
     "ema_decay": (0.98, 0.98, 0.99, "of the teacher's weights (fsdfm)"),
-    "teacher": ("simpson", "simpson", "simpson", "the shortcut teacher's rule: simpson, rk4 (the paper's), heun or none (fsdfm)"),
+    "teacher": ("simpson", "simpson", "simpson", "the shortcut teacher's rule: simpson, rk4 (the paper's) or heun (fsdfm)"),
     "mean": ("logits", "logits", "logits", "what the teacher takes the mean of: logits or probabilities (fsdfm)"),
+    "text_steps": (64, 64, 64, "steps of 1/X and finer learn from the text, larger ones from the teacher; the paper's is 1024, and 1 is no teacher (fsdfm)"),
     "step_conditioning": ("on", "on", "on", "whether the network is told h: on or off (fsdfm)"),
     "update": ("cumulative", "cumulative", "cumulative", "the jump probability's scale: cumulative or euler"),
     "step_weights": ("balanced", "balanced", "balanced", "how often each step size is trained: flat, balanced or paper (1, 2, ..., 1024 from h = 1 to 1/1024) (fsdfm)"),
@@ -66,10 +67,10 @@ STAGES = ("judge", "dfm", "fsdfm")
 STEP_WEIGHTS = {  # of h = 1, 1/2, ..., 1/1024
     "flat": [1] * 11,
     # Few of the largest steps, whose text grows dull (entropy falls) when they are trained much: README, "Choices".
-    "balanced": [0.6, 0.7, 0.9, 3, 10, 13, 13, 12, 12, 12, 22.8],
+    "balanced": [0.6, 0.7, 0.9, 4, 12, 14, 16, 12, 10, 10, 19.8],
     "paper": [2**i for i in range(11)],
 }
-CHOICES = {"source": ("uniform", "mask"), "teacher": (*RULES, "none"), "mean": MEANS, "step_conditioning": ("on", "off"), "update": JUMP_PROBABILITIES, "step_weights": STEP_WEIGHTS}
+CHOICES = {"source": ("uniform", "mask"), "teacher": RULES, "mean": MEANS, "step_conditioning": ("on", "off"), "update": JUMP_PROBABILITIES, "step_weights": STEP_WEIGHTS}
 NETWORK = ("block_size", "n_layer", "n_head", "dim", "cond_dim", "source", "exponent")
 FRACTIONS = ("dropout", "decay", "ema_decay")
 MAY_BE_ZERO = ("seed", "dropout", "decay", "ema_decay", "warmup", "weight_decay")
@@ -131,9 +132,8 @@ def make_loss(stage, settings, ema):
         return generalized_kl(network(x_t, t), x_1, x_t, t, network.config, settings["largest_rate"]).mean()
 
     def fsdfm(network, x_1):
-        weights = STEP_WEIGHTS[settings["step_weights"]]
-        rule = None if settings["teacher"] == "none" else settings["teacher"]
-        return distillation_loss(network, ema, x_1, weights, rule, settings["mean"], settings["largest_rate"])
+        weights, rule, mean = STEP_WEIGHTS[settings["step_weights"]], settings["teacher"], settings["mean"]
+        return distillation_loss(network, ema, x_1, weights, rule, mean, settings["largest_rate"], settings["text_steps"])
 
     return {"judge": judge, "dfm": dfm, "fsdfm": fsdfm}[stage]
 

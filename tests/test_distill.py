@@ -131,14 +131,16 @@ def test_calls_of_the_teachers():
 
 
 @pytest.mark.parametrize("rule, stages", [("simpson", 3), ("rk4", 4), ("heun", 2)])
-def test_sequences_at_the_finest_step_run_no_teacher(rule, stages):
+def test_sequences_that_learn_from_text_run_no_teacher(rule, stages):
+    """Of 44 sequences with flat weights, four have each step size: all but 1/1024 are taught, or only 1, 1/2, ..., 1/32."""
     x_1 = torch.randint(4, (44, 16))
-    for weights, least, most in ((FLAT, 40, 40), (ONLY_FINEST, 0, 0), (ONLY_LARGE, 44, 44), (PAPER, 20, 23)):
+    cases = ((FLAT, 1024, 40, 40), (FLAT, 64, 24, 24), (ONLY_FINEST, 1024, 0, 0), (ONLY_LARGE, 1024, 44, 44), (PAPER, 1024, 20, 23), (PAPER, 64, 0, 2))
+    for weights, text_steps, least, most in cases:
         student, teacher = Stub([0.25] * 4), Stub([0.25] * 4)
-        distillation_loss(student, teacher, x_1, weights, rule)
+        distillation_loss(student, teacher, x_1, weights, rule, text_steps=text_steps)
         assert [len(x_t) for x_t, _, _ in student.calls] == [44]
         h = student.calls[0][2]
-        taught = int((h > 1 / 1024).sum())
+        taught = int((h > 1 / text_steps).sum())
         assert least <= taught <= most
         assert len(teacher.calls) == (stages if taught else 0)
         assert all(torch.equal(step, h[:taught] / 2) for _, _, step in teacher.calls)
@@ -172,7 +174,7 @@ def test_the_two_means():
 def test_without_a_teacher_every_step_learns_the_text():
     student, teacher = Stub([0.1, 0.2, 0.3, 0.4]), Stub([0.25] * 4)
     x_1 = torch.randint(4, (22, 16))
-    loss = distillation_loss(student, teacher, x_1, FLAT, None).item()
+    loss = distillation_loss(student, teacher, x_1, FLAT, text_steps=1).item()
     x_t, t, _ = student.calls[0]
     expected = plain_generalized_kl(student.logits.expand(22, 16, 4), x_1, x_t, t, student.config)
     assert teacher.calls == [] and loss == pytest.approx(expected.mean().item(), rel=1e-5)
@@ -217,7 +219,7 @@ def test_large_steps_learn_the_teacher(source):
     q, p = [0.1, 0.2, 0.3, 0.4], [0.3, 0.3, 0.2, 0.2]
     kl = sum(a * math.log(a / b) for a, b in zip(q, p))
     student, teacher = Stub(p, source), Stub(q, source)
-    loss = distillation_loss(student, teacher, torch.randint(4, (40, 16)), ONLY_LARGE).item()
+    loss = distillation_loss(student, teacher, torch.randint(4, (40, 16)), ONLY_LARGE, text_steps=1024).item()
     x_t = student.calls[0][0]
     share = 1.0 if source == "uniform" else (x_t == 4).float().mean().item()  # shown tokens teach nothing
     assert loss == pytest.approx(kl * share, rel=1e-5)
