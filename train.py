@@ -33,35 +33,35 @@ from optimizer import learning_rate, make_optimizers
 # ---------------------------------------------------------------------------------------------------------------
 # settings: one row a flag, one column a preset; three values where judge, dfm and fsdfm differ
 
-PRESETS = ("tiny", "cpu", "gpu")
+PRESETS = ("tiny", "cpu", "gpu", "paper-small")
 SETTINGS = {
-    # flag             tiny              cpu               gpu                what it is
-    "block_size": (32, 128, 256, "L, tokens in a sequence"),
-    "n_layer": (2, 3, 8, "transformer blocks"),
-    "n_head": (2, 2, 8, "attention heads"),
-    "dim": (64, 128, 512, "d, width of the residual stream"),
-    "cond_dim": (32, 64, 128, "width of the vector that carries t and h"),
-    "dropout": (0.0, (0.1, 0.0, 0.0), (0.1, 0.0, 0.0), "chance that a branch's number is dropped"),
-    "source": ("uniform", "uniform", "uniform", "what x_0 is: uniform or mask"),
-    "exponent": (1.0, 1.0, 1.0, "kappa(t) = t ** exponent"),
-    "batch_size": (16, 16, 64, "sequences in a forward pass, on each GPU"),
-    "accumulation": (1, 1, 1, "forward passes in an iteration"),
-    "iterations": ((60, 60, 30), (300, 1500, 1200), (2000, 20000, 3000), "weight updates"),
-    "learning_rate": ((6e-3, 6e-3, 6e-4), (5e-3, 5e-3, 1.2e-3), (2e-3, 2e-3, 5e-4), "at its highest"),
-    "warmup": (5, 50, 200, "iterations in which the learning rate rises"),
-    "decay": (0.5, 0.5, 0.5, "last part of the iterations, in which it falls to zero"),
-    "weight_decay": (0.1, 0.1, 0.1, "of the matrices"),
-    "largest_rate": (2.0, 2.0, 2.0, "the weight of late times in the loss is held below it"),
-    "clip": (1.0, 1.0, 1.0, "largest norm of the gradient"),
-    "ema_decay": (0.98, 0.98, 0.99, "of the teacher's weights (fsdfm)"),
-    "teacher": ("simpson", "simpson", "simpson", "the shortcut teacher's rule: simpson, rk4 (the paper's) or heun (fsdfm)"),
-    "mean": ("logits", "logits", "logits", "what the teacher takes the mean of: logits or probabilities (fsdfm)"),
-    "text_steps": (64, 64, 64, "steps of 1/X and finer learn from the text, larger ones from the teacher; the paper's is 1024, and 1 is no teacher (fsdfm)"),
-    "step_conditioning": ("on", "on", "on", "whether the network is told h: on or off (fsdfm)"),
-    "update": ("cumulative", "cumulative", "cumulative", "the jump probability's scale: cumulative or euler"),
-    "step_weights": ("balanced", "balanced", "balanced", "how often each step size is trained: flat, balanced or paper (1, 2, ..., 1024 from h = 1 to 1/1024) (fsdfm)"),
-    "seed": (1, 1, 1, "of every random number"),
-    "validate_every": (30, 200, 1000, "iterations between validations and checkpoints"),
+    # flag             tiny              cpu               gpu               paper-small, what it is
+    "block_size": (32, 128, 256, 1024, "L, tokens in a sequence"),
+    "n_layer": (2, 3, 8, 12, "transformer blocks"),
+    "n_head": (2, 2, 8, 12, "attention heads"),
+    "dim": (64, 128, 512, 768, "d, width of the residual stream"),
+    "cond_dim": (32, 64, 128, 128, "width of the vector that carries t and h"),
+    "dropout": (0.0, (0.1, 0.0, 0.0), (0.1, 0.0, 0.0), 0.1, "chance that a branch's number is dropped"),
+    "source": ("uniform", "uniform", "uniform", "uniform", "what x_0 is: uniform or mask"),
+    "exponent": (1.0, 1.0, 1.0, 1.0, "kappa(t) = t ** exponent"),
+    "batch_size": (16, 16, 64, 16, "sequences in a forward pass, on each GPU"),
+    "accumulation": (1, 1, 1, (64, 64, 48), "forward passes in an iteration"),
+    "iterations": ((60, 60, 30), (300, 1500, 1200), (2000, 20000, 3000), (100000, 1000000, 500000), "weight updates"),
+    "learning_rate": ((6e-3, 6e-3, 6e-4), (5e-3, 5e-3, 1.2e-3), (2e-3, 2e-3, 5e-4), (3e-4, 3e-4, 1e-5), "at its highest"),
+    "warmup": (5, 50, 200, 10000, "iterations in which the learning rate rises"),
+    "decay": (0.5, 0.5, 0.5, 0.9, "last part of the iterations, in which it falls to zero"),
+    "weight_decay": (0.1, 0.1, 0.1, 0.03, "of the matrices"),
+    "largest_rate": (2.0, 2.0, 2.0, 1e9, "the weight of late times in the loss is held below it"),
+    "clip": (1.0, 1.0, 1.0, 1.0, "largest norm of the gradient"),
+    "ema_decay": (0.98, 0.98, 0.99, 0.9995, "of the teacher's weights (fsdfm)"),
+    "teacher": ("simpson", "simpson", "simpson", "rk4", "the shortcut teacher's rule: simpson, rk4 or heun (fsdfm)"),
+    "mean": ("logits", "logits", "logits", "logits", "what the teacher takes the mean of: logits or probabilities (fsdfm)"),
+    "text_steps": (64, 64, 64, 1024, "steps of 1/X and finer learn from the text, larger ones from the teacher; 1 is no teacher (fsdfm)"),
+    "step_conditioning": ("on", "on", "on", "on", "whether the network is told h: on or off (fsdfm)"),
+    "update": ("cumulative", "cumulative", "cumulative", "cumulative", "the jump probability's scale: cumulative or euler"),
+    "step_weights": ("balanced", "balanced", "balanced", "paper", "how often each step size is trained: flat, balanced or paper (1, 2, ..., 1024 from h = 1 to 1/1024) (fsdfm)"),
+    "seed": (1, 1, 1, 1, "of every random number"),
+    "validate_every": (30, 200, 1000, 5000, "iterations between validations and checkpoints"),
 }
 STAGES = ("judge", "dfm", "fsdfm")
 STEP_WEIGHTS = {  # of h = 1, 1/2, ..., 1/1024
