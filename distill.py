@@ -28,7 +28,7 @@ import math
 
 import torch
 
-from flow import generalized_kl, jump, sample_path, text_logits
+from flow import generalized_kl, in_parts, jump, sample_path, text_logits
 
 FINEST = 1024  # the finest step is 1/1024, and times are its multiples
 
@@ -38,24 +38,28 @@ FINEST = 1024  # the finest step is 1/1024, and times are its multiples
 
 
 def ask(teacher, x, t, h, previous):
-    """The teacher's logits at state x, (B, L, V) float32. Under the mask source, a token that a jump has just shown has no
-    prediction of its own any more (nothing trains the network's output there): the `previous` one, made while it was masked, stays."""
-    config = teacher.config
-    logits = text_logits(teacher(x, t, h), config)
-    if config.source == "mask" and previous is not None:
-        return torch.where((x == config.mask_id)[..., None], logits, previous)
-    return logits
+    """The teacher's answer at state x: (B, L, d), which it reads its logits out of. Under the mask source, a token that a jump has just
+    shown has no prediction of its own any more (nothing trains the network's output there): the `previous` one, made while it was masked, stays."""
+    answer = teacher(x, t, h, hidden=True)
+    if teacher.config.source == "mask" and previous is not None:
+        return torch.where((x == teacher.config.mask_id)[..., None], answer, previous)
+    return answer
+
+
+def move(teacher, x, answer, t, h):
+    """One jump of size h by what the teacher answered: (B, L) tokens at time t + h."""
+    return in_parts(lambda logits, x, t, h: jump(x, logits, t, h, teacher.config), teacher, answer, x, t, h)
 
 
 def rk4_stages(teacher, x_t, t, h):
-    """The four answers of the paper's Runge-Kutta-4, one after the other, (B, L, V) each."""
-    half, middle, config = h / 2, t + h / 2, teacher.config
+    """The four answers of the paper's Runge-Kutta-4, one after the other, (B, L, d) each."""
+    half, middle = h / 2, t + h / 2
     yield (l1 := ask(teacher, x_t, t, half, None))
-    x_a = jump(x_t, l1, t, half, config)
+    x_a = move(teacher, x_t, l1, t, half)
     yield (l2 := ask(teacher, x_a, middle, half, l1))
-    x_b = jump(x_a, l2, middle, half, config)
+    x_b = move(teacher, x_a, l2, middle, half)
     yield (l3 := ask(teacher, x_b, middle, half, l2))
-    x_c = jump(x_b, l3, middle, half, config)
+    x_c = move(teacher, x_b, l3, middle, half)
     yield ask(teacher, x_c, t + h, half, l3)
 
 
@@ -63,17 +67,17 @@ def heun_stages(teacher, x_t, t, h):
     """The two answers of Heun's rule (Runge-Kutta-2), half the cost: at the start and after a half step."""
     half, middle = h / 2, t + h / 2
     yield (l1 := ask(teacher, x_t, t, half, None))
-    x_a = jump(x_t, l1, t, half, teacher.config)
+    x_a = move(teacher, x_t, l1, t, half)
     yield ask(teacher, x_a, middle, half, l1)
 
 
 def simpson_stages(teacher, x_t, t, h):
     """The three answers before, between and after two half steps, each state at its own time."""
-    half, middle, config = h / 2, t + h / 2, teacher.config
+    half, middle = h / 2, t + h / 2
     yield (l1 := ask(teacher, x_t, t, half, None))
-    x_a = jump(x_t, l1, t, half, config)
+    x_a = move(teacher, x_t, l1, t, half)
     yield (l2 := ask(teacher, x_a, middle, half, l1))
-    x_b = jump(x_a, l2, middle, half, config)
+    x_b = move(teacher, x_a, l2, middle, half)
     yield ask(teacher, x_b, t + h, half, l2)
 
 
@@ -86,14 +90,24 @@ MEANS = ("logits", "probabilities")
 
 
 @torch.no_grad()
-def shortcut_target(teacher, x_t, t, h, rule="simpson", mean="logits"):
-    """What the student at (x_t, t, h) should answer: (B, L, V) float32 logits, the weighted mean of the rule's stages. The mean of
-    logits is sharper than each of them; that of probabilities is not."""
+def shortcut_answers(teacher, x_t, t, h, rule="simpson", mean="logits"):
+    """What `target_logits` makes the target of: the rule's weights, and its stages' answers, (B, L, d) each. For the mean of logits
+    these are one already, the mean of the answers, since logits are read out of an answer by a linear map."""
     stages, weights = RULES[rule]
-    total = 0
-    for weight, logits in zip(weights, stages(teacher, x_t, t, h), strict=True):
-        total = total + weight / sum(weights) * (logits if mean == "logits" else logits.softmax(-1))
-    return total if mean == "logits" else total.clamp(min=1e-30).log()  # log 0 would make 0 * inf in the loss
+    weights = [weight / sum(weights) for weight in weights]
+    answers = list(stages(teacher, x_t, t, h))
+    if mean == "logits":
+        return [1.0], [sum(weight * answer for weight, answer in zip(weights, answers, strict=True))]
+    return weights, answers
+
+
+def target_logits(teacher, weights, answers):
+    """What the student should answer: (B, L, V) float32 logits, of the mean of probabilities over the answers."""
+    logits = [text_logits(teacher.read_out(answer), teacher.config) for answer in answers]
+    if len(logits) == 1:
+        return logits[0]
+    probs = sum(weight * part.softmax(-1) for weight, part in zip(weights, logits, strict=True))
+    return probs.clamp(min=1e-30).log()  # log 0 would make 0 * inf in the loss
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -132,15 +146,22 @@ def distillation_loss(student, teacher, x_1, weights, rule="simpson", mean="logi
     t = sample_grid_times(h)
     t, h = t.to(device), h.to(device)
     x_t = sample_path(x_1, t, config)
-    logits = student(x_t, t, h)
-    loss = generalized_kl(logits[n_taught:], x_1[n_taught:], x_t[n_taught:], t[n_taught:], config, largest_rate).sum()
+    answer = student(x_t, t, h, hidden=True)  # (B, L, d)
+
+    def from_text(logits, x_1, x_t, t):
+        return generalized_kl(logits, x_1, x_t, t, config, largest_rate)
+
+    def from_teacher(logits, x_t, *answers):
+        kl = forward_kl(target_logits(teacher, stage_weights, answers), text_logits(logits, config))
+        return torch.where(x_t == config.mask_id, kl, 0) if config.source == "mask" else kl
+
+    losses = []  # (n, L) each
     if n_taught:
-        target_logits = shortcut_target(teacher, x_t[:n_taught], t[:n_taught], h[:n_taught], rule, mean)
-        kl = forward_kl(target_logits, text_logits(logits[:n_taught], config))  # (n_taught, L)
-        if config.source == "mask":
-            kl = torch.where(x_t[:n_taught] == config.mask_id, kl, 0)
-        loss = loss + kl.sum()
-    return loss / x_1.numel()
+        stage_weights, answers = shortcut_answers(teacher, x_t[:n_taught], t[:n_taught], h[:n_taught], rule, mean)
+        losses.append(in_parts(from_teacher, student, answer[:n_taught], x_t[:n_taught], *answers))
+    if n_taught < len(x_1):
+        losses.append(in_parts(from_text, student, answer[n_taught:], x_1[n_taught:], x_t[n_taught:], t[n_taught:]))
+    return torch.cat(losses).mean()
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 LAST_TIME = 1 - 1e-3  # DFM is trained up to here: the loss's weight, kappa' / (1 - kappa), has no limit at t = 1
 
@@ -52,6 +53,29 @@ def sample_times(batch_size, device=None):
     """(B,) times spread evenly over [0, LAST_TIME) with one shared random offset: uniform, and far less noisy than B draws."""
     offset = torch.rand((), device=device)
     return (torch.arange(batch_size, device=device) / batch_size + offset) % 1 * LAST_TIME
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# large vocabularies
+
+LOGITS_AT_A_TIME = 2**26  # numbers: 256 MB in float32
+
+
+def in_parts(function, network, hidden, *others):
+    """function(logits, *others) for logits = network.read_out(hidden), where the whole (B, L, V) of them is too much for the
+    memory: for as many sequences at a time as fit, and again in the backward pass, so that none are kept. hidden (B, L, d);
+    others (B, ...), cut likewise. What the function returns is joined, (B, ...)."""
+
+    def part(hidden, *others):
+        return function(network.read_out(hidden), *others)
+
+    size = max(1, LOGITS_AT_A_TIME // (hidden.shape[1] * network.config.n_tokens))
+    if size >= len(hidden):
+        return part(hidden, *others)
+    pieces = zip(*(tensor.split(size) for tensor in (hidden, *others)))
+    if torch.is_grad_enabled():
+        return torch.cat([checkpoint(part, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces])
+    return torch.cat([part(*piece) for piece in pieces])
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -124,8 +148,8 @@ def categorical(probs, block=64):
     """
     N, V = probs.shape
     whole = V // block * block
-    parts = [probs[:, :whole].unflatten(1, (-1, block)).sum(-1, dtype=torch.float64), probs[:, whole:].sum(-1, keepdim=True, dtype=torch.float64)]
-    sums = torch.cat(parts, dim=1)  # (N, V // block + 1), the last for what is left over
+    parts = [probs[:, :whole].unflatten(1, (-1, block)).sum(-1), probs[:, whole:].sum(-1, keepdim=True)]
+    sums = torch.cat(parts, dim=1).double()  # (N, V // block + 1), the last for what is left over
     cumulative = sums.cumsum(-1)
     target = torch.rand(N, 1, dtype=torch.float64, device=probs.device) * cumulative[:, -1:]
     hit = torch.searchsorted(cumulative, target, right=True).clamp(max=sums.shape[1] - 1)  # (N, 1), which block
@@ -140,14 +164,15 @@ def categorical(probs, block=64):
 JUMP_PROBABILITIES = {"cumulative": jump_probability, "euler": euler_probability}
 
 
-def jump(x_t, logits, t, h, config):
+def jump(x_t, logits, t, h, config, temperature=1.0):
     """One step: x_t at time t -> (B, L) tokens at time t + h.
 
     A token leaves x_t with probability P(jump), for y drawn from p restricted to y != x_t. When the step ends at
     t + h = 1 nothing follows that could mend it, and x_1 is drawn from p itself. Under the mask source only MASK moves.
     x_t (B, L), logits (B, L, n_tokens), t and h (B,).
     """
-    probs = text_logits(logits, config).softmax(-1)  # (B, L, V)
+    logits = text_logits(logits, config)
+    probs = (logits if temperature == 1 else logits / temperature).softmax(-1)  # (B, L, V)
     at_end = (t + h >= 1 - 1e-6)[:, None]  # (B, 1)
     if config.source == "mask":
         p_stay = torch.zeros(x_t.shape, device=x_t.device)  # p(MASK) = 0
@@ -182,17 +207,20 @@ def step_times(steps):
 def generate(model, x_0, steps, frozen=None, temperature=1.0, callback=None):
     """From noise x_0 (B, L) to text (B, L).
 
-    model(x_t, t, h) -> logits, with a .config; steps as in step_times; frozen (B, L) bool marks tokens of x_0 that are
+    model is a Transformer; steps as in step_times; frozen (B, L) bool marks tokens of x_0 that are
     given (a prompt) and never change; callback(step, x_t), if any, is called after every step.
 
     Under the mask source a given token is read as what it is. Under the uniform source that is approximate: the network is not
     told which tokens are given, takes them for noise as long as t is small, and heeds them only in the later steps.
     """
     x_t = x_0
+
+    def one_jump(logits, x_t, t, h):
+        return jump(x_t, logits, t, h, model.config, temperature)
+
     for step, (t, h) in enumerate(step_times(steps), start=1):
         t, h = torch.full((len(x_t),), t, device=x_t.device), torch.full((len(x_t),), h, device=x_t.device)
-        logits = text_logits(model(x_t, t, h), model.config) / temperature  # (B, L, V)
-        x_next = jump(x_t, logits, t, h, model.config)
+        x_next = in_parts(one_jump, model, model(x_t, t, h, hidden=True), x_t, t, h)  # (B, L)
         x_t = x_next if frozen is None else torch.where(frozen, x_t, x_next)
         if callback is not None:
             callback(step, x_t)

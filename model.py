@@ -197,7 +197,7 @@ class OutputLayer(nn.Module):
 
     def forward(self, x, c):
         shift, scale = self.modulation(c)
-        return self.linear(self.norm(x) * (1 + scale) + shift)  # (B, L, n_tokens)
+        return self.norm(x) * (1 + scale) + shift  # (B, L, d), for self.linear to read
 
 
 class Transformer(nn.Module):
@@ -207,6 +207,9 @@ class Transformer(nn.Module):
     ignored unless config.step_aware. The judge (config.causal) takes x alone, and with `caches`, one a block, only
     the tokens that follow those it has read: all of a text's beginning at once, then one at a time. Returns
     (B, L, n_tokens), in the autocast type if autocast is on: call .float() before a softmax that is sampled from.
+
+    With hidden=True it stops before the last matrix and returns (B, L, d). `read_out` makes logits of that, of some
+    sequences at a time where the vocabulary is large (flow.in_parts): they are by far the largest tensor of all.
     """
 
     def __init__(self, config):
@@ -229,7 +232,7 @@ class Transformer(nn.Module):
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
-    def forward(self, x, t=None, h=None, caches=None):
+    def forward(self, x, t=None, h=None, caches=None, hidden=False):
         if self.config.causal:
             t = torch.ones(len(x), device=x.device)  # the judge reads clean text, the end of every path
         start = caches[0].length if caches else 0
@@ -240,7 +243,12 @@ class Transformer(nn.Module):
         x = self.embedding(x)  # (B, L, d)
         for block, cache in zip(self.blocks, caches or [None] * len(self.blocks)):
             x = block(x, c, cos, sin, cache)
-        return self.output_layer(x, c)
+        x = self.output_layer(x, c)
+        return x if hidden else self.read_out(x)
+
+    def read_out(self, hidden):
+        """(..., d) -> (..., n_tokens): a linear map, so the mean of logits is the logits of the mean."""
+        return self.output_layer.linear(hidden)
 
 
 # ---------------------------------------------------------------------------------------------------------------

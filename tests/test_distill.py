@@ -9,16 +9,24 @@ import numpy as np
 import pytest
 import torch
 
-from distill import distillation_loss, forward_kl, sample_grid_times, sample_step_sizes, shortcut_target, update_ema
+import flow
+from distill import distillation_loss, forward_kl, sample_grid_times, sample_step_sizes, shortcut_answers, target_logits, update_ema
 from model import ModelConfig, Transformer, make_step_aware
 from test_flow import chi_square, chi_square_bound, plain_generalized_kl
+from train import SETTINGS, make_loss, preset_value
 
 FLAT, PAPER = [1] * 11, [2**i for i in range(11)]
 ONLY_LARGE, ONLY_FINEST = [1] * 10 + [0], [0] * 10 + [1]
 
 
+def shortcut_target(teacher, *arguments):
+    return target_logits(teacher, *shortcut_answers(teacher, *arguments))
+
+
 class Stub:
-    """A network that answers the same distribution everywhere, and remembers what it was asked."""
+    """A network that answers the same distribution everywhere, and remembers what it was asked. Its hidden state is its logits."""
+
+    read_out = staticmethod(lambda hidden: hidden)
 
     def __init__(self, probs, source="uniform"):
         self.config = ModelConfig(vocab_size=len(probs), block_size=16, source=source)
@@ -26,7 +34,7 @@ class Stub:
         self.logits = torch.tensor([math.log(p) for p in probs] + padding, requires_grad=True)
         self.calls = []
 
-    def __call__(self, x_t, t, h):
+    def __call__(self, x_t, t, h, hidden):
         self.calls.append((x_t, t, h))
         return self.logits.expand(*x_t.shape, -1)
 
@@ -41,6 +49,7 @@ class IndependentTokens:
     """
 
     q = np.array([0.5, 0.2, 0.2, 0.1])
+    read_out = staticmethod(lambda hidden: hidden)
 
     def __init__(self, source):
         self.config, self.source = ModelConfig(vocab_size=4, source=source), source
@@ -50,7 +59,7 @@ class IndependentTokens:
         weights = self.q * (t * np.eye(4) + (1 - t) / 4)
         return weights / weights.sum(1, keepdims=True)
 
-    def __call__(self, x_t, t, h):
+    def __call__(self, x_t, t, h, hidden):
         if self.source == "mask":  # what it says of MASK and of tokens that are shown must not matter
             shown = torch.full((*x_t.shape, 5), 7.0)
             shown[..., 2] = -7.0
@@ -150,12 +159,13 @@ class Moody:
     """A network that answers each call with other logits."""
 
     config = ModelConfig(vocab_size=4, block_size=16)
+    read_out = staticmethod(lambda hidden: hidden)
 
     def __init__(self):
         self.answers = [torch.tensor(row, dtype=torch.float32) for row in ([0, 1, 2, 3], [3, 0, 0, 1], [1, 1, 5, 0], [0, 2, 0, 2])]
         self.call = 0
 
-    def __call__(self, x_t, t, h):
+    def __call__(self, x_t, t, h, hidden):
         self.call += 1
         return self.answers[self.call - 1].expand(*x_t.shape, 4)
 
@@ -265,3 +275,27 @@ def test_the_student_starts_as_the_dfm(source):
     torch.testing.assert_close(student(x_t, t, h), dfm(x_t, t), rtol=1e-4, atol=1e-4)
     student(x_t, t, h).square().mean().backward()  # and it can learn to heed h
     assert student.condition.fuser.weight.grad[:, 16:].abs().max() > 0
+
+
+@pytest.mark.parametrize("source", ["uniform", "mask"])
+@pytest.mark.parametrize("stage", ["judge", "dfm", "fsdfm"])
+def test_logits_in_parts_change_nothing(stage, source, monkeypatch):
+    """The losses and their gradients, with the logits of one sequence at a time and of all at once. The teacher answers
+    the same everywhere, so that its jumps, which draw other random numbers in parts, do not matter."""
+    config = ModelConfig(vocab_size=4, block_size=16, n_layer=1, n_head=2, dim=16, cond_dim=8, source=source, step_aware=stage == "fsdfm", causal=stage == "judge")
+    torch.manual_seed(1)
+    network, teacher, x_1 = Transformer(config), Stub([0.1, 0.2, 0.3, 0.4], source), torch.randint(4, (22, 16))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    settings = {name: preset_value(name, "tiny", stage) for name in SETTINGS} | {"step_weights": "flat"}
+    results = []
+    for logits_at_a_time in (flow.LOGITS_AT_A_TIME, 1, 3 * 16 * config.n_tokens):  # all, one sequence, three with one left over
+        monkeypatch.setattr(flow, "LOGITS_AT_A_TIME", logits_at_a_time)
+        torch.manual_seed(2)
+        network.zero_grad()
+        loss = make_loss(stage, settings, teacher)(network, x_1)
+        loss.backward()
+        results.append((loss.detach(), torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])))
+    for loss, gradient in results[1:]:
+        torch.testing.assert_close(loss, results[0][0], rtol=1e-5, atol=0)
+        assert (gradient - results[0][1]).norm() < 1e-4 * results[0][1].norm()

@@ -307,7 +307,9 @@ def test_temperature():
     p = torch.tensor([0.1, 0.2, 0.3, 0.4])
 
     class Fixed:
-        def __call__(self, x_t, t, h):
+        read_out = staticmethod(lambda hidden: hidden)
+
+        def __call__(self, x_t, t, h, hidden):
             return torch.cat([p.log(), torch.zeros(1)]).expand(*x_t.shape, 5)
 
     Fixed.config = config

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from checkpoint import UserError
-from distill import forward_kl, shortcut_target
+from distill import forward_kl, shortcut_answers, target_logits
 from flow import cumulative_scalar, generalized_kl, jump_probability
 from model import ModelConfig
 from released import is_released, load_released
@@ -170,8 +170,10 @@ def test_teacher_targets(flow, rule, key):
 
     class Stub:
         config = config_of(flow)
+        read_out = staticmethod(lambda hidden: hidden)
 
-        def __call__(self, x_t, t, h):
+        def __call__(self, x_t, t, h, hidden):
             return flow["stub_W"] + flow["stub_A"] * torch.sin(3 * t)[:, None, None] + flow["stub_C"] * h[:, None, None]
 
-    torch.testing.assert_close(shortcut_target(Stub(), flow["x_t"], flow["t"], flow["h_teacher"], rule), flow[key], **CLOSE)
+    target = target_logits(Stub(), *shortcut_answers(Stub(), flow["x_t"], flow["t"], flow["h_teacher"], rule))
+    torch.testing.assert_close(target, flow[key], **CLOSE)
