@@ -7,6 +7,7 @@ from another model; what is expected to go wrong raises `UserError`, which a com
 
 import argparse
 import contextlib
+import csv
 import hashlib
 import os
 import sys
@@ -89,6 +90,16 @@ def must_be_ours(checkpoint, path):
     """UserError unless the dict is one that train.py saved."""
     if not isinstance(checkpoint, dict) or not {"stage", "iteration", "seconds", "config", "settings", "tokenizer", "model", "ema", "dfm"} <= checkpoint.keys():
         raise UserError(f"{path} is no checkpoint of this project, or one of another version of it")
+
+
+def open_log(path, start):
+    """The CSV log, without the rows after iteration `start` that a run which was cut short may have left."""
+    columns = ["iteration", "loss", "validation_loss", "seconds"]
+    rows = [row for row in csv.DictReader(path.open()) if int(row["iteration"]) <= start] if start and path.exists() else []
+    writer = csv.DictWriter(path.open("w", newline="", buffering=1), columns)  # a row is on the disk at once
+    writer.writeheader()
+    writer.writerows(rows)
+    return writer
 
 
 def pick_device(name=None):

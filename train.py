@@ -5,13 +5,12 @@
     python train.py fsdfm      the few-step student: starts as the DFM, learns from its own EMA (distill.py)
 
 Add --resume to go on after an interruption. On several GPUs: torchrun --nproc-per-node 8 train.py dfm
-Every random number of an iteration comes from a generator seeded by (seed, iteration, rank), so a resumed run sees
-what an undisturbed one would have seen. Read next: sample.py.
+Every random number of a forward pass comes from a generator seeded by (seed, iteration, number of the pass), so a resumed
+run sees what an undisturbed one would have seen, and 8 GPUs see what one sees with 8 times the accumulation. Read next: sample.py.
 """
 
 import argparse
 import copy
-import csv
 import os
 import time
 from contextlib import nullcontext
@@ -23,10 +22,10 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from checkpoint import Parser, UserError, file_hash, load_checkpoint, must_be_ours, pick_device, run_command, save_checkpoint
+from checkpoint import Parser, UserError, file_hash, load_checkpoint, must_be_ours, open_log, pick_device, run_command, save_checkpoint
 from data.dataset import Dataset
 from distill import MEANS, RULES, distillation_loss, update_ema
-from flow import JUMP_PROBABILITIES, generalized_kl, sample_path, sample_times
+from flow import JUMP_PROBABILITIES, generalized_kl, in_parts, sample_path, sample_times
 from model import ModelConfig, Transformer, autocast, make_step_aware
 from optimizer import learning_rate, make_optimizers
 
@@ -123,13 +122,19 @@ def make_loss(stage, settings, ema):
     """loss(network, x_1) -> mean nats per token, for the stage. x_1 (B, L) is text."""
 
     def judge(network, x_1):
-        logits = network(x_1)[:, :-1]  # every token but the last foretells the next
-        return F.cross_entropy(logits.float().flatten(0, 1), x_1[:, 1:].flatten())
+        def next_token(logits, following):
+            return F.cross_entropy(logits.float().flatten(0, 1), following.flatten(), reduction="none")
+
+        hidden = network(x_1, hidden=True)[:, :-1]  # every token but the last foretells the next
+        return in_parts(next_token, network, hidden, x_1[:, 1:]).mean()
 
     def dfm(network, x_1):
+        def from_text(logits, x_1, x_t, t):
+            return generalized_kl(logits, x_1, x_t, t, network.config, settings["largest_rate"])
+
         t = sample_times(len(x_1), x_1.device)
         x_t = sample_path(x_1, t, network.config)
-        return generalized_kl(network(x_t, t), x_1, x_t, t, network.config, settings["largest_rate"]).mean()
+        return in_parts(from_text, network, network(x_t, t, hidden=True), x_1, x_t, t).mean()
 
     def fsdfm(network, x_1):
         weights, rule, mean = STEP_WEIGHTS[settings["step_weights"]], settings["teacher"], settings["mean"]
@@ -158,16 +163,6 @@ def build_model(stage, settings, dataset, out):
     else:
         student.load_state_dict(checkpoint["model"])
     return student
-
-
-def open_log(path, start):
-    """The CSV log, without the rows after iteration `start` that a run which was cut short may have left."""
-    columns = ["iteration", "loss", "validation_loss", "seconds"]
-    rows = [row for row in csv.DictReader(path.open()) if int(row["iteration"]) <= start] if start and path.exists() else []
-    writer = csv.DictWriter(path.open("w", newline="", buffering=1), columns)  # a row is on the disk at once
-    writer.writeheader()
-    writer.writerows(rows)
-    return writer
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -227,7 +222,7 @@ def main():
         network, teacher = torch.compile(model), ema and torch.compile(ema)
     if world > 1:
         network = DistributedDataParallel(network)
-        network.config = model.config
+        network.config, network.read_out = model.config, model.read_out
     loss_of = make_loss(stage, settings, teacher)
 
     @torch.no_grad()
@@ -258,12 +253,13 @@ def main():
     bar = tqdm(range(start, settings["iterations"]), desc=stage, initial=start, total=settings["iterations"], disable=rank > 0)
     began = time.perf_counter() - (checkpoint["seconds"] if checkpoint else 0)
     for iteration in bar:
-        torch.manual_seed((settings["seed"] * 1_000_003 + iteration) * world + rank)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(iteration, settings)
         total_loss = 0.0
         for micro_step in range(settings["accumulation"]):
+            passes = world * settings["accumulation"]
+            torch.manual_seed((settings["seed"] * 1_000_003 + iteration) * passes + rank * settings["accumulation"] + micro_step)
             x_1 = dataset.batch("train", *batch_shape, device)  # (B, L)
             last = micro_step == settings["accumulation"] - 1
             with nullcontext() if last or world == 1 else network.no_sync(), autocast(device):
@@ -278,7 +274,12 @@ def main():
             update_ema(ema, model, min(settings["ema_decay"], (1 + iteration) / (10 + iteration)))
 
         done = iteration + 1
-        if rank == 0 and (done % 10 == 0 or done == settings["iterations"]):
+        if done % 10 and done < settings["iterations"]:
+            continue
+        if world > 1:  # the mean over the processes
+            torch.distributed.all_reduce(total_loss)
+            total_loss /= world
+        if rank == 0:
             row = {"iteration": done, "loss": total_loss.item(), "seconds": round(time.perf_counter() - began, 2)}
             bar.set_postfix(loss=f"{row['loss']:.3f}")
             if done % settings["validate_every"] == 0 or done == settings["iterations"]:

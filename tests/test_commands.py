@@ -6,7 +6,9 @@ The commands run as processes of their own (command.py), in a copy of the projec
 import csv
 import hashlib
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -90,6 +92,25 @@ def test_the_networks(trained):
         assert rows[-1]["validation_loss"]
         if stage == "judge":
             assert float(rows[-1]["validation_loss"]) < unigram_entropy(trained / "data/pydocs") - 0.5
+
+
+@pytest.mark.parametrize("stage", ["dfm", "fsdfm"])
+def test_two_processes_train_as_one(trained, stage):
+    """Two processes of torchrun see what one sees with twice the accumulation: the same losses, and the same weights."""
+    flags = [stage, *TINY, "--iterations", "20"]
+    for out in ("out-one", "out-two"):
+        (trained / out).mkdir(exist_ok=True)
+        if stage == "fsdfm":
+            shutil.copy(trained / "out/dfm.pt", trained / out)
+    run(trained, "train.py", *flags, "--accumulation", 2, "--out", "out-one", "--overwrite")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run([*torchrun, "train.py", *flags, "--out", "out-two", "--overwrite"], cwd=trained, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    one, two = ([float(row["loss"]) for row in csv.DictReader((trained / out / f"{stage}.csv").open())] for out in ("out-one", "out-two"))
+    assert one == pytest.approx(two, rel=1e-5)
+    one, two = (torch.load(trained / out / f"{stage}.pt", weights_only=True)["model"] for out in ("out-one", "out-two"))
+    assert all((one[name] - two[name]).norm() <= 1e-3 * one[name].norm() for name in one)
 
 
 def unigram_entropy(folder):
