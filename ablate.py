@@ -101,7 +101,7 @@ def run_all(arguments):
 
 def table(results):
     """Markdown: a line for each variant and seed; perplexity ± standard error, and entropy in bits, at every number of steps."""
-    lines = ["| variant | seed | training | " + " | ".join(f"{n:,} steps" for n in STEPS) + " |", "| --- | ---: | ---: |" + " ---: |" * len(STEPS)]
+    lines = ["| variant | seed | training | " + " | ".join(f"{n:,} step{'s' if n > 1 else ''}" for n in STEPS) + " |", "| --- | ---: | ---: |" + " ---: |" * len(STEPS)]
     for name, seed, seconds, rows in sorted(results, key=lambda result: [*map(lambda other: other[0], results)].index(result[0])):
         cells = (f"{rows[n]['perplexity']:,.0f} ± {rows[n]['perplexity_error']:.0f} ({rows[n]['entropy']:.2f})" for n in STEPS)
         lines.append(f"| {name} | {seed} | {seconds:.0f} s | " + " | ".join(cells) + " |")
