@@ -121,6 +121,8 @@ def draw(results):
         real = results[0][3]["real"]
         axis.plot(real["entropy"], real["perplexity"], "*", color="#444444", markersize=16, label="real text")
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:.0f}")
+        axis.yaxis.set_minor_formatter("{x:.0f}")
         axis.set_title(f"{steps} steps")
         axis.set_xlabel("entropy of a sample's tokens, bits")
         axis.grid(alpha=0.25)
