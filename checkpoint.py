@@ -46,6 +46,11 @@ def run_command(main):
     except OSError as error:
         print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        print(f"error: torch.compile failed, try --no-compile: {str(error).splitlines()[0]}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
 

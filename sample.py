@@ -110,6 +110,7 @@ def main():
     parser.add_argument("--watch", action="store_true", help="redraw the first text after every step (default: no)")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the checkpoints (default: out)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile, which pays for very many steps (default: no)")
     arguments = parser.parse_args()
     if arguments.steps < 1:
         raise UserError(f"--steps must be at least 1, not {arguments.steps}")
@@ -121,6 +122,8 @@ def main():
     device = pick_device(arguments.device)
     network = "teacher_model" if arguments.model == "dfm" else NETWORKS[0]
     model, tokenizer = load_model(arguments.checkpoint or arguments.out / f"{arguments.model}.pt", device, network, arguments.n_head)
+    if arguments.compile:
+        model.compile()
     prompt = encode_prompt(arguments.prompt, tokenizer, model.config.block_size)
     if model.config.causal and not prompt:
         raise UserError("the judge goes on from a text: give it one with --prompt")

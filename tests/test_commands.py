@@ -299,6 +299,13 @@ def test_bad_flags(trained, arguments, line):
     assert line in error_line(trained, *arguments)
 
 
+def test_compiling_where_there_is_no_compiler(trained, tmp_path):
+    nothing = os.environ | {"PATH": "", "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run([sys.executable, "sample.py", "--compile"], cwd=trained, env=nothing, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: torch.compile failed, try --no-compile: ") and result.stderr.count("\n") == 1
+
+
 def test_bad_texts(project, tmp_path):
     (tmp_path / "latin").write_bytes("déjà vu ".encode("latin-1") * 500)
     (tmp_path / "short").write_text("too short")
