@@ -289,6 +289,7 @@ def main():
             if "validation_loss" in row:
                 save(done)
     if world > 1:
+        torch.distributed.barrier()  # a process that leaves while another still works may crash on its way out
         torch.distributed.destroy_process_group()
 
 
