@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import flow
 from checkpoint import Parser, pick_device, run_command, write_safely
-from flow import cumulative_scalar, generalized_kl, generate, in_parts, jump, sample_path, sample_source, sample_times
+from flow import cumulative_scalar, generalized_kl, generate, in_parts, jump, make_step, sample_path, sample_source, sample_times, step_times
 from model import ModelConfig, Transformer, autocast
 from optimizer import make_optimizers
 from sample import generate_autoregressive
@@ -158,7 +158,7 @@ def generation(preset, device, limits):
     def write(batch, steps, length=1024):
         x_0 = sample_source((batch, length), network.config, device)
         with autocast(device):
-            return generate(network, x_0, steps)
+            return generate(make_step(network), x_0, step_times(steps))
 
     def autoregressive(batch, length=1024):
         with autocast(device):
@@ -275,7 +275,7 @@ def growth(preset, device, limits):
 
     def write(length, steps):
         with autocast(device):
-            return generate(network, sample_source((1, length), network.config, device), steps)
+            return generate(make_step(network), sample_source((1, length), network.config, device), step_times(steps))
 
     lengths, steps = [2**i for i in range(8, 14)], [2**i for i in range(11)]
     times = [seconds(lambda: write(length, 2), device, 3) for length in lengths]

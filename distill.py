@@ -113,6 +113,13 @@ def target_logits(teacher, weights, answers):
 # ---------------------------------------------------------------------------------------------------------------
 # the student's loss
 
+STEP_WEIGHTS = {  # how often h = 1, 1/2, ..., 1/1024 are trained
+    "flat": [1] * 11,
+    # Few of the largest steps, whose text grows dull (entropy falls) when they are trained much: README, "Choices".
+    "balanced": [0.6, 0.7, 0.9, 4, 12, 14, 16, 12, 10, 10, 19.8],
+    "paper": [2**i for i in range(11)],
+}
+
 
 def sample_step_sizes(batch_size, weights):
     """(B,) step sizes from 1, 1/2, ..., 1/1024 in proportion to `weights`, largest first, so that those which need a

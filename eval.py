@@ -13,7 +13,6 @@ another kind? (Prepare it with the same tokens: data/prepare.py --tokens-of pydo
 
 import argparse
 import json
-import math
 import platform
 import textwrap
 import time
@@ -23,12 +22,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from checkpoint import Parser, UserError, file_hash, pick_device, run_command, seed_number, write_safely
+from checkpoint import Parser, UserError, file_hash, lock, number, pick_device, run_command, seed_number, write_safely
 from data.dataset import Dataset
-from flow import JUMP_PROBABILITIES, generate, sample_source
+from flow import JUMP_PROBABILITIES, generate, make_step, sample_source, step_times
 from heldout import infill_report, likelihood_report
+from judge import load_judge
 from measures import long_token_nll, measure, perplexity_by_quarter
-from model import autocast
+from model import Transformer, autocast
 from sample import generate_autoregressive, load_model, printable
 
 STEPS = [2**i for i in range(11)]
@@ -52,22 +52,23 @@ def timed_samples(model, shape, steps, seed, batch_size, temperature=1.0, callba
     """Texts of `shape` (N, L), at most batch_size at a time, and their seconds. The callback is flow.generate's."""
     torch.manual_seed(seed)
     device = next(model.parameters()).device
+    step, times = make_step(model, temperature), step_times(steps, model.config.easing)
     with autocast(device):
         parts = sample_source(shape, model.config, device).split(batch_size)
-        return timed(lambda: torch.cat([generate(model, part, steps, None, temperature, callback) for part in parts]))
+        return timed(lambda: torch.cat([generate(step, part, times, callback=callback) for part in parts]))
 
 
 def compare_speed(fsdfm, judge, x_1, row, seed, batch_size):
     """How long each model takes to write as many texts as there are in x_1 (N, L): seconds and tokens per second. `row` is
-    the DFM's at the most steps. The others are timed three times, the median counts; the judge begins with x_1's first tokens."""
+    the DFM's at the most steps. The others are timed three times, the median counts; our judge begins with x_1's first tokens."""
     N, L = x_1.shape
 
     def judge_writes():
         with autocast(x_1.device):
             return timed(lambda: torch.cat([generate_autoregressive(judge, part, L) for part in x_1[:, :1].split(batch_size)]))[1]
 
-    seconds = {
-        ("judge", L - 1): sorted(judge_writes() for _ in range(3))[1],
+    seconds = {("judge", L - 1): sorted(judge_writes() for _ in range(3))[1]} if isinstance(judge, Transformer) else {}
+    seconds |= {
         ("dfm", row["steps"]): row["seconds_per_sample"] * N,
         ("fsdfm", FEW): sorted(timed_samples(fsdfm, (N, L), FEW, seed, batch_size)[1] for _ in range(3))[1],
     }
@@ -147,25 +148,19 @@ def parse_arguments():
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the checkpoints and of eval.json (default: out)")
     parser.add_argument("--dfm", type=Path, help="a file to use instead, ours or a published .pth (default: OUT/dfm.pt)")
     parser.add_argument("--fsdfm", type=Path, help="a file to use instead, ours or a published .pth (default: OUT/fsdfm.pt)")
-    parser.add_argument("--judge", type=Path, help="a file to use instead (default: OUT/judge.pt)")
+    parser.add_argument("--judge", help="a file to use instead, or a causal model of the Hugging Face hub such as gpt2-large, for GPT-2's tokens (default: OUT/judge.pt)")
     parser.add_argument("--update", choices=JUMP_PROBABILITIES, help="the sampler's step: cumulative or euler (default: the one trained for)")
-    parser.add_argument("--n-head", type=int, help="heads of a published .pth that does not store them (default: by its width)")
-    parser.add_argument("--length", type=int, help="tokens of a text (default: those of a training sequence)")
-    parser.add_argument("--steps", type=int, nargs="+", metavar="N", help="numbers of steps (default: 1 2 4 ... 1024)")
-    parser.add_argument("--temperatures", type=float, nargs="+", metavar="T", help="temperatures of the draws (default: 1)")
-    parser.add_argument("--num-samples", type=int, default=64, help="texts for each model and number of steps (default: 64)")
-    parser.add_argument("--slow-samples", type=int, help=f"texts at {SLOW} steps and more (default: 8 on a CPU, else as many)")
-    parser.add_argument("--batch-size", type=int, default=64, help="texts made at a time (default: 64)")
+    parser.add_argument("--easing", type=number(float, 1, 10), help="how steps shrink towards the end, 1 for uniform ones (default: that of the checkpoint)")
+    parser.add_argument("--n-head", type=number(int, 1, 1000), help="heads of a published .pth that does not store them (default: by its width)")
+    parser.add_argument("--length", type=number(int, 5, 2**20), help="tokens of a text (default: those of a training sequence)")
+    parser.add_argument("--steps", type=number(int, 1, 65536), nargs="+", metavar="N", help="numbers of steps (default: 1 2 4 ... 1024)")
+    parser.add_argument("--temperatures", type=number(float, 0.001, 1000), nargs="+", metavar="T", help="temperatures of the draws (default: 1)")
+    parser.add_argument("--num-samples", type=number(int, 1, 10**6), default=64, help="texts for each model and number of steps (default: 64)")
+    parser.add_argument("--slow-samples", type=number(int, 1, 10**6), help=f"texts at {SLOW} steps and more (default: 8 on a CPU, else as many)")
+    parser.add_argument("--batch-size", type=number(int, 1, 65536), default=64, help="texts made at a time (default: 64)")
     parser.add_argument("--seed", type=seed_number, default=1, help="of every random number (default: 1)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
     arguments = parser.parse_args()
-    for name in ("num_samples", "slow_samples", "batch_size", "length"):
-        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(arguments, name)}")
-    if arguments.steps and min(arguments.steps) < 1:
-        raise UserError(f"--steps must be at least 1, not {min(arguments.steps)}")
-    if not all(0 < t < math.inf for t in arguments.temperatures or []):
-        raise UserError("--temperatures must be above 0")
     if arguments.likelihood or arguments.infill or arguments.longer:
         for name in ("temperatures", "slow_samples"):
             if getattr(arguments, name):
@@ -174,16 +169,15 @@ def parse_arguments():
 
 
 def load_all(arguments, device):
-    """The judge, the networks of --models by name, {name: file} of them all, the dataset and the tokenizer."""
+    """The judge, the networks of --models by name, {name: hash of its file} of them all, the dataset and the tokenizer."""
     judge_path = arguments.judge or arguments.out / "judge.pt"
-    judge, tokenizer = load_model(judge_path, device)
-    if not judge.config.causal:
-        raise UserError(f"{judge_path} is no judge: make it with `python train.py judge`")
+    judge, tokenizer, judge_hash = load_judge(judge_path, device)
     paths = {name: getattr(arguments, name) or arguments.out / f"{name}.pt" for name in sorted(set(arguments.models))}
     networks = {}
     for name in paths:
         networks[name], tokens = load_model(paths[name], device, {"dfm": "teacher_model", "fsdfm": "student_ema_model"}[name], arguments.n_head)
         networks[name].config.update = arguments.update or networks[name].config.update
+        networks[name].config.easing = arguments.easing or networks[name].config.easing
         if networks[name].config.causal:
             raise UserError(f"{paths[name]} is a judge: --{name} takes a diffusion model")
         if tokens.description != tokenizer.description:
@@ -191,20 +185,17 @@ def load_all(arguments, device):
     dataset = Dataset(arguments.data)
     if dataset.tokenizer.description != tokenizer.description:
         raise UserError(f"{judge_path} judges other tokens than those of data/{dataset.name}: name the --data it was trained on")
-    return judge, networks, {"judge": judge_path} | paths, dataset, tokenizer
+    return judge, networks, {"judge": judge_hash} | {name: file_hash(path) for name, path in paths.items()}, dataset, tokenizer
 
 
 def main():
     arguments = parse_arguments()
     device = pick_device(arguments.device)
-    judge, networks, files, dataset, tokenizer = load_all(arguments, device)
+    judge, networks, hashes, dataset, tokenizer = load_all(arguments, device)
     length = arguments.length or next(iter(networks.values())).config.block_size
-    if length < 5:
-        raise UserError(f"a text of {length} tokens is too short to measure: use --length 5 or more")
     dataset.must_fill(4 * length if arguments.longer else length)
-    blocks = torch.from_numpy(dataset.val[: len(dataset.val) // length * length].astype("int64")).view(-1, length).to(device)
-
-    hashes = {name: file_hash(path) for name, path in files.items()}
+    blocks = dataset.validation_blocks(length).to(device)
+    held = lock(arguments.out / "eval.lock")
     part = next((part for part in ("likelihood", "infill", "longer") if getattr(arguments, part)), None)
     if part:
         if part == "likelihood":
@@ -218,7 +209,8 @@ def main():
 
     # a report of the same judge and seed is continued, row by row; the rows of a network that has changed are measured anew
     report_path = arguments.out / "eval.json"
-    key = {"judge": hashes["judge"], "seed": arguments.seed, "length": length, "batch_size": arguments.batch_size, "update": arguments.update}
+    key = {"judge": hashes["judge"], "seed": arguments.seed, "length": length, "batch_size": arguments.batch_size}
+    key |= {"update": arguments.update, "easing": arguments.easing}
     key["text"] = dataset.meta["text_sha256"]
     try:
         report = json.loads(report_path.read_text()) if report_path.exists() else {}

@@ -114,6 +114,18 @@ def generalized_kl(logits, x_1, x_t, t, config, largest_rate=math.inf):
     return weight * torch.where(x_t == x_1, 1 - p_stay, -p_stay - log_p_text)
 
 
+def dfm_loss(network, x_1, largest_rate=math.inf):
+    """What the many-step model is trained with: the mean of the generalised KL over texts x_1 (B, L), each at a time of its own. Nats per token."""
+    config = network.config
+    t = sample_times(len(x_1), x_1.device)  # (B,)
+    x_t = sample_path(x_1, t, config)
+
+    def loss(logits, x_1, x_t, t):
+        return generalized_kl(logits, x_1, x_t, t, config, largest_rate)
+
+    return in_parts(loss, network, network(x_t, t, hidden=True), x_1, x_t, t).mean()
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # one step
 
@@ -164,16 +176,26 @@ def categorical(probs, block=64):
 JUMP_PROBABILITIES = {"cumulative": jump_probability, "euler": euler_probability}
 
 
-def jump(x_t, logits, t, h, config, temperature=1.0):
-    """One step: x_t at time t -> (B, L) tokens at time t + h.
+def probabilities(logits, temperature=1.0, top_p=1.0):
+    """softmax(logits / temperature), (..., V) float32. Below 1, `top_p` keeps the likeliest tokens that reach it together, at least one, and gives the others none."""
+    probs = (logits if temperature == 1 else logits / temperature).softmax(-1)
+    if top_p < 1:
+        ordered, tokens = probs.sort(-1, descending=True)
+        before = ordered.cumsum(-1) - ordered  # what the likelier ones have together
+        probs = probs.scatter(-1, tokens, torch.where(before < top_p, ordered, 0))
+        probs = probs / probs.sum(-1, keepdim=True)
+    return probs
+
+
+def jump(x_t, logits, t, h, config, temperature=1.0, top_p=1.0):
+    """One jump: x_t at time t -> (B, L) tokens at time t + h.
 
     A token leaves x_t with probability P(jump), for y drawn from p restricted to y != x_t. When the step ends at
     t + h = 1 nothing follows that could mend it, and x_1 is drawn from p itself. Under the mask source only MASK moves.
     x_t (B, L), logits (B, L, n_tokens), t and h (B,).
     """
-    logits = text_logits(logits, config)
-    probs = (logits if temperature == 1 else logits / temperature).softmax(-1)  # (B, L, V)
-    at_end = (t + h >= 1 - 1e-6)[:, None]  # (B, 1)
+    probs = probabilities(text_logits(logits, config), temperature, top_p)  # (B, L, V)
+    at_end = (t + h > 1 - 3e-7)[:, None]  # (B, 1); the last of 1,024 shrinking steps has h = 1e-6
     if config.source == "mask":
         p_stay = torch.zeros(x_t.shape, device=x_t.device)  # p(MASK) = 0
     else:
@@ -183,7 +205,7 @@ def jump(x_t, logits, t, h, config, temperature=1.0):
     moves = at_end | (torch.rand(x_t.shape, device=x_t.device) < p_jump)  # (B, L) bool
     if config.source == "mask":
         moves = moves & (x_t == config.mask_id)
-    if x_t.is_cuda:  # a draw for every token, since picking those that move would make the GPU wait for the host
+    if x_t.is_cuda or torch.compiler.is_compiling():  # a draw for every token: to pick those that move, a GPU would wait for the host
         return torch.where(moves, categorical(probs.flatten(0, 1)).view(x_t.shape), x_t)
     return x_t.masked_scatter(moves, categorical(probs[moves]))
 
@@ -192,36 +214,55 @@ def jump(x_t, logits, t, h, config, temperature=1.0):
 # many steps
 
 
-def step_times(steps):
-    """Step sizes -> [(t, h), ...]. `steps` is a number n >= 1, for n steps of 1/n, or a list of sizes that sum to 1."""
+def step_times(steps, easing=1.0):
+    """Steps -> [(t, h), ...]. `steps` is a list of sizes that sum to 1, or a number n >= 1: n steps between the times
+
+        t_i = 1 - (1 - i / n) ** easing,    i = 0, ..., n            (easing 1: uniform steps, those of the paper)
+
+    With easing above 1 the steps shrink towards the end. Under the uniform source a token that was drawn wrong can be drawn
+    again, as long as there is time: what the first steps spoil is mended, what the last ones spoil stays. In the exact world
+    of the tests 8 steps with easing 2 have a third of the error of 8 uniform ones. Under the mask source no token is drawn
+    twice, and uniform steps are best.
+    """
     if isinstance(steps, int):
         if steps < 1:
             raise ValueError(f"the number of steps must be at least 1, not {steps}")
-        return [(i / steps, 1 / steps) for i in range(steps)]
-    if not steps or min(steps) <= 0 or abs(sum(steps) - 1) > 1e-6:
-        raise ValueError(f"step sizes must be positive and sum to 1, not {steps}")
-    return [(sum(steps[:i]), h) for i, h in enumerate(steps)]
+        times = [1 - (1 - i / steps) ** easing for i in range(steps + 1)]
+    else:
+        if not steps or min(steps) <= 0 or abs(sum(steps) - 1) > 1e-6:
+            raise ValueError(f"step sizes must be positive and sum to 1, not {steps}")
+        times = [sum(steps[:i]) for i in range(len(steps))] + [1.0]
+    return [(t, t_next - t) for t, t_next in zip(times, times[1:])]
+
+
+def make_step(model, temperature=1.0, top_p=1.0):
+    """step(x_t, t, h) -> tokens at time t + h: the network, and one jump by what it says. It is a function of its own so that
+    torch.compile can make one graph of the two."""
+
+    def jump_by(logits, x_t, t, h):
+        return jump(x_t, logits, t, h, model.config, temperature, top_p)
+
+    def step(x_t, t, h):  # (B, L), (B,), (B,)
+        return in_parts(jump_by, model, model(x_t, t, h, hidden=True), x_t, t, h)
+
+    return step
 
 
 @torch.no_grad()
-def generate(model, x_0, steps, frozen=None, temperature=1.0, callback=None):
+def generate(step, x_0, times, frozen=None, callback=None):
     """From noise x_0 (B, L) to text (B, L).
 
-    model is a Transformer; steps as in step_times; frozen (B, L) bool marks tokens of x_0 that are
-    given (a prompt) and never change; callback(step, x_t), if any, is called after every step.
+    step is make_step's; times are those of step_times; frozen (B, L) bool marks tokens of x_0 that are given (a prompt) and
+    never change; callback(number, x_t), if any, is called after every step.
 
     Under the mask source a given token is read as what it is. Under the uniform source that is approximate: the network is not
     told which tokens are given, takes them for noise as long as t is small, and heeds them only in the later steps.
     """
     x_t = x_0
-
-    def one_jump(logits, x_t, t, h):
-        return jump(x_t, logits, t, h, model.config, temperature)
-
-    for step, (t, h) in enumerate(step_times(steps), start=1):
+    for number, (t, h) in enumerate(times, start=1):
         t, h = torch.full((len(x_t),), t, device=x_t.device), torch.full((len(x_t),), h, device=x_t.device)
-        x_next = in_parts(one_jump, model, model(x_t, t, h, hidden=True), x_t, t, h)  # (B, L)
+        x_next = step(x_t, t, h)  # (B, L)
         x_t = x_next if frozen is None else torch.where(frozen, x_t, x_next)
         if callback is not None:
-            callback(step, x_t)
+            callback(number, x_t)
     return x_t

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from distill import FINEST
-from flow import LAST_TIME, generalized_kl, generate, sample_path, sample_source, text_logits
+from flow import LAST_TIME, generalized_kl, generate, in_parts, make_step, sample_path, sample_source, step_times, text_logits
 from measures import long_token_nll, with_errors
 from model import autocast
 
@@ -32,6 +32,13 @@ def likelihood_bound(model, x_1, points=16, batch_size=64):
     the second term is the price of the last draw. FS-DFM is asked at its finest step, which learned from the data.
     """
     config, device = model.config, x_1.device
+
+    def loss(logits, x_1, x_t, t):
+        return generalized_kl(logits, x_1, x_t, t, config)
+
+    def last_nll(logits, x_1):
+        return F.cross_entropy(text_logits(logits, config).transpose(1, 2), x_1, reduction="none")
+
     bounds = []
     for part in x_1.split(batch_size):
         h = torch.full((len(part),), 1 / FINEST, device=device)
@@ -41,11 +48,11 @@ def likelihood_bound(model, x_1, points=16, batch_size=64):
             for point in range(points):
                 t = (point + offset) / points * LAST_TIME  # (B,)
                 x_t = sample_path(part, t, config)
-                total += generalized_kl(model(x_t, t, h), part, x_t, t, config).mean(-1) / points * LAST_TIME
+                losses = in_parts(loss, model, model(x_t, t, h, hidden=True), part, x_t, t)  # (B, L)
+                total += losses.mean(-1) / points * LAST_TIME
             end = torch.full((len(part),), LAST_TIME, device=device)
             x_t = sample_path(part, end, config)
-            logits = text_logits(model(x_t, end, h), config)  # (B, L, V)
-        last = F.cross_entropy(logits.transpose(1, 2), part, reduction="none")  # (B, L)
+            last = in_parts(last_nll, model, model(x_t, end, h, hidden=True), part)  # (B, L)
         if config.source == "mask":
             last = torch.where(x_t == config.mask_id, last, 0)
         bounds.append(total + last.mean(-1))
@@ -62,11 +69,11 @@ def judge_nll(judge, x_1):
 def infill(model, judge, x_1, kept, steps, batch_size=64):
     """Writes the tokens of real texts x_1 (N, L) that are not `kept` (N, L) bool in `steps` steps, and measures them:
     accuracy, the share that is the real token, and the judge's perplexity of them given all that stands before."""
-    parts = []
+    parts, step, times = [], make_step(model), step_times(steps, model.config.easing)
     with autocast(x_1.device):
         for text, keep in zip(x_1.split(batch_size), kept.split(batch_size)):
             x_0 = torch.where(keep, text, sample_source(text.shape, model.config, text.device))
-            parts.append(generate(model, x_0, steps, frozen=keep))
+            parts.append(generate(step, x_0, times, frozen=keep))
     return measure_filled(torch.cat(parts), judge, x_1, kept)
 
 

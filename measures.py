@@ -7,7 +7,7 @@ Entropy     Shannon entropy, in bits, of a sample's own histogram of tokens (or 
 Distinct    share of a sample's 4-grams that are different: falls when the text repeats itself.
 
 Each with its standard error over samples, s / sqrt(n). The same numbers for held-out real text say what is natural.
-Source: FS-DFM (arXiv 2509.20624), whose judge is GPT-2 Large; ours is train.py's. Read next: heldout.py.
+Source: FS-DFM (arXiv 2509.20624), whose judge is GPT-2 Large; ours is train.py's (judge.py). Read next: heldout.py.
 """
 
 import math
@@ -16,13 +16,19 @@ from collections import Counter
 import torch
 import torch.nn.functional as F
 
+from flow import in_parts
 from model import autocast
+
 
 @torch.no_grad()
 def token_nll(judge, x, batch_size=64):
     """-log p(x[i] | x[:i]) under the causal judge, in nats: (N, L) tokens -> (N, L - 1) float32."""
+
+    def nll(logits, following):
+        return F.cross_entropy(logits.float().transpose(1, 2), following, reduction="none")
+
     with autocast(x.device):
-        parts = [F.cross_entropy(judge(part)[:, :-1].float().transpose(1, 2), part[:, 1:], reduction="none") for part in x.split(batch_size)]
+        parts = [in_parts(nll, judge, judge(part, hidden=True)[:, :-1], part[:, 1:]) for part in x.split(batch_size)]
     return torch.cat(parts)
 
 

@@ -35,6 +35,7 @@ class ModelConfig:
     dropout: float = 0.0
     source: str = "uniform"  # what x_0 is: "uniform" (random tokens) or "mask" (all MASK)
     exponent: float = 1.0  # the schedule is kappa(t) = t ** exponent
+    easing: float = 1.0  # n steps run between the times 1 - (1 - i/n)^easing: 1 is uniform, above 1 they shrink towards the end
     update: str = "cumulative"  # how a step's jump probability is found: "cumulative" (scalar) or "euler"
     causal: bool = False  # the judge: attention looks back only
     step_aware: bool = False  # FS-DFM: the network is told h

@@ -12,9 +12,12 @@ Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon; the scale 0.2 sqr
 rate fit both, from Liu et al. 2025 (arXiv 2502.16982). Read next: train.py.
 """
 
+import os
+
 import torch
 
-from model import autocast
+from checkpoint import UserError
+from model import Transformer, autocast
 
 
 @torch.no_grad()
@@ -62,6 +65,16 @@ def make_optimizers(model, settings):
         Muon(matrices, lr=rate, weight_decay=settings["weight_decay"]),
         torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
+
+
+def must_fit(config, device):
+    """UserError if the network cannot be trained in the device's memory: 16 bytes a weight, for itself, its gradient and two moments."""
+    with torch.device("meta"):
+        weights = sum(p.numel() for p in Transformer(config).parameters())
+    cuda = device.type == "cuda"
+    memory = torch.cuda.get_device_properties(device).total_memory if cuda else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if 16 * weights > memory:
+        raise UserError(f"a network of {weights / 1e9:.1f} billion weights takes {16 * weights / 1e9:.0f} GB to train, and there are {memory / 1e9:.0f}: use a smaller --dim or --n-layer")
 
 
 def learning_rate(iteration, settings):

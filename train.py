@@ -4,14 +4,17 @@
     python train.py dfm        the many-step baseline: generalised KL between the model and the text (flow.py)
     python train.py fsdfm      the few-step student: starts as the DFM, learns from its own EMA (distill.py)
 
-Add --resume to go on after an interruption. On several GPUs: torchrun --nproc-per-node 8 train.py dfm
+Ctrl-C saves and ends; --resume goes on after that or any other interruption. On several GPUs: torchrun --nproc-per-node 8 train.py dfm
 Every random number of a forward pass comes from a generator seeded by (seed, iteration, number of the pass), so a resumed
 run sees what an undisturbed one would have seen, and 8 GPUs see what one sees with 8 times the accumulation. Read next: sample.py.
 """
 
 import argparse
 import copy
+import math
 import os
+import signal
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -22,12 +25,12 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from checkpoint import Parser, UserError, file_hash, load_checkpoint, must_be_ours, open_log, pick_device, run_command, save_checkpoint
+from checkpoint import Parser, StopRequest, UserError, file_hash, load_checkpoint, lock, must_be_ours, network_of, number, open_log, pick_device, run_command, save_checkpoint, versions
 from data.dataset import Dataset
-from distill import MEANS, RULES, distillation_loss, update_ema
-from flow import JUMP_PROBABILITIES, generalized_kl, in_parts, sample_path, sample_times
+from distill import MEANS, RULES, STEP_WEIGHTS, distillation_loss, update_ema
+from flow import JUMP_PROBABILITIES, dfm_loss, in_parts
 from model import ModelConfig, Transformer, autocast, make_step_aware
-from optimizer import learning_rate, make_optimizers
+from optimizer import learning_rate, make_optimizers, must_fit
 
 # ---------------------------------------------------------------------------------------------------------------
 # settings: one row a flag, one column a preset; three values where judge, dfm and fsdfm differ
@@ -57,22 +60,20 @@ SETTINGS = {
     "mean": ("logits", "logits", "logits", "logits", "what the teacher takes the mean of: logits or probabilities (fsdfm)"),
     "text_steps": (64, 64, 64, 1024, "steps of 1/X and finer learn from the text, larger ones from the teacher; 1 is no teacher (fsdfm)"),
     "step_conditioning": ("on", "on", "on", "on", "whether the network is told h: on or off (fsdfm)"),
+    "easing": (2.0, 2.0, 2.0, 1.0, "n steps of the sampler run between the times 1 - (1 - i/n)^X: above 1 they shrink towards the end"),
     "update": ("cumulative", "cumulative", "cumulative", "cumulative", "the jump probability's scale: cumulative or euler"),
     "step_weights": ("balanced", "balanced", "balanced", "paper", "how often each step size is trained: flat, balanced or paper (1, 2, ..., 1024 from h = 1 to 1/1024) (fsdfm)"),
     "seed": (1, 1, 1, 1, "of every random number"),
     "validate_every": (30, 200, 1000, 5000, "iterations between validations and checkpoints"),
 }
 STAGES = ("judge", "dfm", "fsdfm")
-STEP_WEIGHTS = {  # of h = 1, 1/2, ..., 1/1024
-    "flat": [1] * 11,
-    # Few of the largest steps, whose text grows dull (entropy falls) when they are trained much: README, "Choices".
-    "balanced": [0.6, 0.7, 0.9, 4, 12, 14, 16, 12, 10, 10, 19.8],
-    "paper": [2**i for i in range(11)],
-}
 CHOICES = {"source": ("uniform", "mask"), "teacher": RULES, "mean": MEANS, "step_conditioning": ("on", "off"), "update": JUMP_PROBABILITIES, "step_weights": STEP_WEIGHTS}
 NETWORK = ("block_size", "n_layer", "n_head", "dim", "cond_dim", "source", "exponent")
-FRACTIONS = ("dropout", "decay", "ema_decay")
-MAY_BE_ZERO = ("seed", "dropout", "decay", "ema_decay", "warmup", "weight_decay")
+LIMITS = {  # of the numbers, lowest and highest
+    "block_size": (2, 2**20), "n_layer": (1, 1000), "n_head": (1, 1000), "dim": (2, 2**16), "cond_dim": (1, 2**16), "dropout": (0, 0.99), "exponent": (1, 10),
+    "batch_size": (1, 2**16), "accumulation": (1, 2**16), "iterations": (1, 2**31), "learning_rate": (1e-9, 10), "warmup": (0, 2**31), "decay": (0, 1), "weight_decay": (0, 10),
+    "largest_rate": (0.1, 1e9), "clip": (1e-6, 1e9), "ema_decay": (0, 0.999999), "text_steps": (1, 1024), "easing": (1, 10), "seed": (0, 2**32 - 1), "validate_every": (1, 2**31),
+}  # fmt: skip
 
 
 def preset_value(name, preset, stage):
@@ -94,16 +95,13 @@ def parse_arguments():
     table = parser.add_argument_group("settings", "default: the preset's (" + ", ".join(PRESETS) + "; / between stages)")
     for name, (*values, text) in SETTINGS.items():
         kind = type(values[0][0] if isinstance(values[0], tuple) else values[0])
+        kind = number(kind, *LIMITS[name]) if name in LIMITS else kind
         shown = ", ".join("/".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in values)
         table.add_argument("--" + name.replace("_", "-"), type=kind, choices=CHOICES.get(name), metavar="X", help=f"{text} ({shown})")
     arguments = parser.parse_args()
     preset = arguments.preset or ("gpu" if pick_device(arguments.device).type == "cuda" else "cpu")
     settings = {name: preset_value(name, preset, arguments.stage) for name in SETTINGS}
     given = {name: value for name in SETTINGS if (value := getattr(arguments, name)) is not None}
-    for name, value in given.items():
-        lowest, highest = 1 if name == "exponent" else 0, 1 if name in FRACTIONS else 1e9
-        if not isinstance(value, str) and (not lowest <= value <= highest or (value == 0 and name not in MAY_BE_ZERO)):
-            raise UserError(f"--{name.replace('_', '-')} cannot be {value}")
     if arguments.stage == "fsdfm" and (shape := [name for name in given if name in NETWORK]):
         raise UserError(f"the student's network is the DFM's: leave out --{shape[0].replace('_', '-')}")
     if arguments.preset:  # all of it must agree with a run that is resumed
@@ -129,12 +127,7 @@ def make_loss(stage, settings, ema):
         return in_parts(next_token, network, hidden, x_1[:, 1:]).mean()
 
     def dfm(network, x_1):
-        def from_text(logits, x_1, x_t, t):
-            return generalized_kl(logits, x_1, x_t, t, network.config, settings["largest_rate"])
-
-        t = sample_times(len(x_1), x_1.device)
-        x_t = sample_path(x_1, t, network.config)
-        return in_parts(from_text, network, network(x_t, t, hidden=True), x_1, x_t, t).mean()
+        return dfm_loss(network, x_1, settings["largest_rate"])
 
     def fsdfm(network, x_1):
         weights, rule, mean = STEP_WEIGHTS[settings["step_weights"]], settings["teacher"], settings["mean"]
@@ -143,22 +136,23 @@ def make_loss(stage, settings, ema):
     return {"judge": judge, "dfm": dfm, "fsdfm": fsdfm}[stage]
 
 
-def build_model(stage, settings, dataset, out):
+def build_model(stage, settings, dataset, out, device):
     """A network to start from: fresh, or for fsdfm the trained DFM made step-aware."""
-    shape = {name: settings[name] for name in (*NETWORK, "dropout", "update")}
+    shape = {name: settings[name] for name in (*NETWORK, "dropout", "easing", "update")}
     config = ModelConfig(vocab_size=dataset.tokenizer.vocab_size, **shape)
     if stage != "fsdfm":
-        return Transformer(replace(config, causal=True, source="uniform") if stage == "judge" else config)
+        config = replace(config, causal=True, source="uniform") if stage == "judge" else config
+        must_fit(config, device)
+        return Transformer(config)
     checkpoint = load_checkpoint(out / "dfm.pt")
     must_be_ours(checkpoint, out / "dfm.pt")
     dataset.must_match(checkpoint, out / "dfm.pt")
     if checkpoint["iteration"] < checkpoint["settings"]["iterations"]:
         raise UserError(f"{out / 'dfm.pt'} is not finished: run `python train.py dfm --resume`")
-    dfm = Transformer(ModelConfig(**checkpoint["config"]))
-    dfm.load_state_dict(checkpoint["model"])
-    step_aware = settings["step_conditioning"] == "on"
-    student = Transformer(replace(dfm.config, step_aware=step_aware, dropout=settings["dropout"], update=settings["update"]))
-    if step_aware:
+    dfm = network_of(checkpoint, out / "dfm.pt")
+    changes = {name: settings[name] for name in ("dropout", "easing", "update")}
+    student = Transformer(replace(dfm.config, step_aware=settings["step_conditioning"] == "on", **changes))
+    if student.config.step_aware:
         make_step_aware(student, dfm)
     else:
         student.load_state_dict(checkpoint["model"])
@@ -181,9 +175,10 @@ def main():
     torch.set_float32_matmul_precision("high")
 
     # data, and a run to go on with
+    held = lock(arguments.out / "train.lock") if rank == 0 else None
     dataset = Dataset(arguments.data)
     checkpoint = None
-    if arguments.resume and path.exists():
+    if arguments.resume and versions(path):
         checkpoint = load_checkpoint(path)
         must_be_ours(checkpoint, path)
         dataset.must_match(checkpoint, path)
@@ -195,16 +190,12 @@ def main():
         settings = checkpoint["settings"]
         if checkpoint["iteration"] >= settings["iterations"]:
             return print(f"{path} is finished ({settings['iterations']} iterations)")
-    elif path.exists() and not arguments.overwrite:
+    elif versions(path) and not arguments.overwrite:
         raise UserError(f"{path} exists: --resume goes on with it, --overwrite starts again")
 
     # network, teacher, optimizers
     torch.manual_seed(settings["seed"])
-    if checkpoint:
-        model = Transformer(ModelConfig(**checkpoint["config"]))
-        model.load_state_dict(checkpoint["model"])
-    else:
-        model = build_model(stage, settings, dataset, arguments.out)
+    model = network_of(checkpoint, path) if checkpoint else build_model(stage, settings, dataset, arguments.out, device)
     model.to(device)
     batch_shape = (settings["batch_size"], model.config.block_size)  # (B, L)
     dataset.must_fill(model.config.block_size)
@@ -237,19 +228,32 @@ def main():
         return torch.stack(losses).mean().item()
 
     def save(iteration):
+        nonlocal saved
+        if not all(p.isfinite().all() for p in model.parameters()):
+            raise spoilt(iteration)
         save_checkpoint(path, {
             "stage": stage, "iteration": iteration, "seconds": time.perf_counter() - began, "config": asdict(model.config), "settings": settings,
             "tokenizer": dataset.tokenizer.description, "model": model.state_dict(), "ema": ema and ema.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers], "dfm": began_as,
-        })  # fmt: skip
+        }, first=saved is None)  # fmt: skip
+        saved = iteration
+
+    def spoilt(iteration):
+        """The error for weights or a loss that are no numbers any more. The last good checkpoint must stay."""
+        kept = f"{path} is of iteration {saved}" if saved else "nothing has been saved"
+        return UserError(f"the loss or a weight is not finite at iteration {iteration} ({kept}): try a lower --learning-rate or a longer --warmup, with --overwrite")
 
     began_as = checkpoint["dfm"] if checkpoint else file_hash(arguments.out / "dfm.pt") if stage == "fsdfm" else None
-    start = checkpoint["iteration"] if checkpoint else 0
+    saved = checkpoint["iteration"] if checkpoint else None
+    start = saved or 0
     if rank == 0:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        log = open_log(arguments.out / f"{stage}.csv", start)
+        stop, log = StopRequest(), open_log(arguments.out / f"{stage}.csv", start)
         millions = sum(p.numel() for p in model.parameters()) / 1e6
-        print(f"{stage}: {millions:.1f}M parameters, {len(dataset.train) / 1e6:.2f}M tokens of text, on {device}")
+        print(f"{stage}: {millions:.1f}M parameters, {dataset.meta['tokens']['train'] / 1e6:.2f}M tokens of text, on {device}")
+    else:  # the first process saves, and torchrun ends the others after it
+        stop = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
     bar = tqdm(range(start, settings["iterations"]), desc=stage, initial=start, total=settings["iterations"], disable=rank > 0)
     began = time.perf_counter() - (checkpoint["seconds"] if checkpoint else 0)
     for iteration in bar:
@@ -274,6 +278,11 @@ def main():
             update_ema(ema, model, min(settings["ema_decay"], (1 + iteration) / (10 + iteration)))
 
         done = iteration + 1
+        if stop and stop.signal:
+            save(done)
+            bar.close()
+            print(f"\nstopped after iteration {done}, which is saved: --resume goes on from there", file=sys.stderr)
+            sys.exit(128 + stop.signal)
         if done % 10 and done < settings["iterations"]:
             continue
         if world > 1:  # the mean over the processes
@@ -281,6 +290,8 @@ def main():
             total_loss /= world
         if rank == 0:
             row = {"iteration": done, "loss": total_loss.item(), "seconds": round(time.perf_counter() - began, 2)}
+            if not math.isfinite(row["loss"]):
+                raise spoilt(done)
             bar.set_postfix(loss=f"{row['loss']:.3f}")
             if done % settings["validate_every"] == 0 or done == settings["iterations"]:
                 row["validation_loss"] = validate()

@@ -13,26 +13,36 @@ A tokenizer is described by a plain dict, stored in meta.json and in every check
 
 import base64
 import re
+import sys
 from collections import Counter, defaultdict
+
+import numpy as np
 
 from checkpoint import UserError
 
 RARE = "\ufffd"
+END = "<|endoftext|>"  # stands between documents; a token of GPT-2's, and of no other tokenizer here
 PATTERN = r"[A-Za-z]+| [A-Za-z]+|[0-9]+| [0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s"  # pairs never cross these pieces
 
 
-def learn_char(text, min_count=20):
-    """A char tokenizer's description: the characters that `text` has at least min_count times, and RARE."""
-    counts = Counter(text)
+def learn_char(pieces, min_count=20):
+    """A char tokenizer's description: the characters that a text, given in pieces, has at least min_count times, and RARE."""
+    counts = Counter()
+    for piece in pieces:
+        counts.update(piece)
     return {"kind": "char", "characters": sorted(c for c, n in counts.items() if n >= min_count and c != RARE) + [RARE]}
 
 
-def learn_bpe(text, vocab_size):
-    """A byte-pair tokenizer's description: 256 bytes and vocab_size - 256 joined pairs, most frequent first.
+def learn_bpe(pieces, vocab_size, longest=256):
+    """A byte-pair tokenizer's description: 256 bytes and vocab_size - 256 joined pairs, most frequent first, for a text given in pieces.
 
-    Works on distinct words with their counts, and after a merge recounts only the words that hold the pair.
+    Works on distinct words with their counts, and after a merge recounts only the words that hold the pair. A longer word
+    than `longest` characters (a line of dashes, a text without spaces) counts as several.
     """
-    word_counts = Counter(re.findall(PATTERN, text))
+    word_counts = Counter()
+    for piece in pieces:
+        for word in re.findall(PATTERN, piece):
+            word_counts.update(word[i : i + longest] for i in range(0, len(word), longest))
     words = [([bytes([b]) for b in word.encode()], n) for word, n in word_counts.items()]
     pair_counts, pair_words = Counter(), defaultdict(set)
     for i, (parts, n) in enumerate(words):
@@ -78,7 +88,7 @@ def gpt2_encoding():
 
 
 class Tokenizer:
-    """encode(text) -> list of ids, decode(ids) -> text, vocab_size; made from a description."""
+    """encode(text) -> ids, decode(ids) -> text, vocab_size; made from a description. Encoding may run in several threads at once."""
 
     def __init__(self, description):
         self.description = description
@@ -86,6 +96,8 @@ class Tokenizer:
             self.characters = description["characters"]
             self.ids = {c: i for i, c in enumerate(self.characters)}
             self.vocab_size = len(self.characters)
+            self.table = np.full(sys.maxunicode + 1, self.ids[RARE], np.uint16)  # of every code point
+            self.table[[ord(c) for c in self.characters]] = np.arange(self.vocab_size)
         elif description["kind"] == "gpt2":
             self.bpe = gpt2_encoding()
             self.vocab_size = self.bpe.n_vocab
@@ -97,10 +109,11 @@ class Tokenizer:
             self.vocab_size = len(ranks)
 
     def encode(self, text):
+        """The ids of the text, uint16. GPT-2's tokenizer makes one token of END; the text of others should not have it."""
         if self.description["kind"] == "char":
-            rare = self.ids[RARE]
-            return [self.ids.get(c, rare) for c in text]
-        return self.bpe.encode_ordinary(text)
+            return self.table[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)]
+        special = {END} if self.description["kind"] == "gpt2" else set()
+        return self.bpe.encode_to_numpy(text, allowed_special=special, disallowed_special=()).astype(np.uint16)
 
     def decode(self, ids):
         if self.description["kind"] == "char":

@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(folder) for folder in (Path(__file__).parent.parent, Path(__file__).parent)]
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ import itertools
 import numpy as np
 import torch
 
+from flow import generate, make_step, step_times
 from model import ModelConfig
 
 V, L = 4, 2
@@ -17,8 +18,8 @@ TEXT /= TEXT.sum()
 TEXTS = list(itertools.product(range(V), repeat=L))
 
 
-def world_config(source, exponent=1.0, update="cumulative"):
-    return ModelConfig(vocab_size=V, block_size=L, source=source, exponent=exponent, update=update)
+def world_config(source, exponent=1.0, update="cumulative", easing=1.0):
+    return ModelConfig(vocab_size=V, block_size=L, source=source, exponent=exponent, update=update, easing=easing)
 
 
 def states(source):
@@ -50,8 +51,8 @@ class ExactNetwork:
 
     read_out = staticmethod(lambda hidden: hidden)
 
-    def __init__(self, source, exponent=1.0, perturb=0.0, update="cumulative"):
-        self.config, self.source, self.perturb = world_config(source, exponent, update), source, perturb
+    def __init__(self, source, exponent=1.0, perturb=0.0, update="cumulative", easing=1.0):
+        self.config, self.source, self.perturb = world_config(source, exponent, update, easing), source, perturb
 
     def __call__(self, x_t, t, h=None, hidden=False):
         answer = torch.full((*x_t.shape, self.config.n_tokens), 5.0)  # MASK's logit must not matter
@@ -89,13 +90,19 @@ def transition(source, t, h, rule="cumulative"):
     return matrix
 
 
-def sampled_distribution(source, steps, rule="cumulative"):
+def sampled_distribution(source, steps, rule="cumulative", easing=1):
     """(V, V): the exact distribution of the sampler's texts, by multiplying transition matrices."""
     size = V + (source == "mask")
     now = np.full(size**L, 1 / size**L) if source == "uniform" else np.eye(size**L)[-1]
     for i in range(steps):
-        now = now @ transition(source, i / steps, 1 / steps, rule)
+        t, t_next = (1 - ((steps - j) / steps) ** easing for j in (i, i + 1))
+        now = now @ transition(source, t, t_next - t, rule)
     return now.reshape(size, size)[:V, :V]
+
+
+def write(network, x_0, steps, **options):
+    """The real sampler: flow.generate by this network, in steps as in flow.step_times."""
+    return generate(make_step(network), x_0, step_times(steps, network.config.easing), **options)
 
 
 def total_variation(p, q):

@@ -1,17 +1,15 @@
 """What bench.py compares must be the same thing, and what is compiled must be compiled once. Times are never asserted."""
 
 import json
-import shutil
 
 import pytest
 import torch
 import torch._dynamo
-from command import run_python
-from conftest import ROOT
+from command import copy_project, run_python
 
 from bench import exponent, textbook_jump
 from distill import distillation_loss
-from flow import generate, jump_probability, sample_source
+from flow import generate, jump_probability, make_step, sample_source, step_times
 from model import ModelConfig, Transformer
 
 
@@ -42,7 +40,7 @@ def test_nothing_is_compiled_twice():
     for network, seen in zip(networks, graphs):
         network.compile(backend=lambda graph, _, seen=seen: seen.append(graph) or graph.forward)
     torch._dynamo.reset()
-    generate(networks[1], sample_source((8, 8), config), 8)
+    generate(make_step(networks[1]), sample_source((8, 8), config), step_times(8))
     assert len(graphs[1]) == 1
     graphs[1].clear()
     for taught in range(9):
@@ -53,8 +51,7 @@ def test_nothing_is_compiled_twice():
 
 def test_bench_runs(tmp_path):
     """Every part that is not long, from the command line, and its table as JSON."""
-    for path in (*ROOT.glob("*.py"), ROOT / "data"):
-        (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
+    copy_project(tmp_path)
     result = run_python(tmp_path, "bench.py", "--preset", "tiny", "--only", "training", "start")
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "out/bench.json").read_text())

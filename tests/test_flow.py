@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from exact import ExactNetwork, world_config
+from exact import ExactNetwork, world_config, write
 from flow import (
     categorical,
     cumulative_scalar,
@@ -19,6 +19,8 @@ from flow import (
     jump,
     jump_probability,
     kappa,
+    make_step,
+    probabilities,
     rate,
     sample_path,
     sample_source,
@@ -261,10 +263,14 @@ def test_jump_treats_each_sequence_at_its_own_time():
 
 def test_step_times():
     assert step_times(4) == [(0.0, 0.25), (0.25, 0.25), (0.5, 0.25), (0.75, 0.25)]
-    assert step_times([0.5, 0.3, 0.2]) == [(0, 0.5), (0.5, 0.3), (0.8, 0.2)]
-    for n in (1, 3, 7, 1000, 1024):
-        t, h = step_times(n)[-1]
-        assert len(step_times(n)) == n and t + h == pytest.approx(1, abs=1e-12)
+    assert step_times([0.5, 0.25, 0.25]) == [(0, 0.5), (0.5, 0.25), (0.75, 0.25)]
+    assert step_times(4, easing=2.0) == [(0.0, 7 / 16), (7 / 16, 5 / 16), (12 / 16, 3 / 16), (15 / 16, 1 / 16)]
+    for times in (step_times(1), step_times(3), step_times(1000), step_times(1024, 2.0), step_times([0.1] * 10), step_times([0.1, 0.2, 0.7])):
+        ends = [t + h for t, h in times]
+        assert times[0][0] == 0 and ends[:-1] == pytest.approx([t for t, _ in times[1:]], abs=1e-12)
+        # as float32, too, the last step ends at 1 and no other does (flow.jump looks at that)
+        reached = torch.tensor([t for t, _ in times]) + torch.tensor([h for _, h in times]) > 1 - 3e-7
+        assert reached.tolist() == [False] * (len(times) - 1) + [True]
     for wrong in (0, -1, [], [0.5, 0.4], [1.5, -0.5], [0.0, 1.0]):
         with pytest.raises(ValueError):
             step_times(wrong)
@@ -276,7 +282,7 @@ def test_frozen_tokens_never_change_and_no_mask_survives(source):
     x_0 = sample_source((500, 2), world_config(source))
     x_0[:, 0] = 3
     frozen = torch.tensor([[True, False]]).expand(500, 2)
-    x_1 = generate(ExactNetwork(source), x_0, 5, frozen, callback=lambda step, x_t: seen.append((step, x_t)))
+    x_1 = write(ExactNetwork(source), x_0, 5, frozen=frozen, callback=lambda step, x_t: seen.append((step, x_t)))
     assert [step for step, _ in seen] == [1, 2, 3, 4, 5]
     assert all((x_t[:, 0] == 3).all() for _, x_t in seen)
     assert x_1.max() < 4 and torch.equal(x_1, seen[-1][1])
@@ -284,7 +290,7 @@ def test_frozen_tokens_never_change_and_no_mask_survives(source):
 
 def count_moves(source):
     trail = [sample_source((2000, 2), world_config(source))]
-    generate(ExactNetwork(source), trail[0], 16, callback=lambda step, x_t: trail.append(x_t))
+    write(ExactNetwork(source), trail[0], 16, callback=lambda step, x_t: trail.append(x_t))
     return sum((a != b).int() for a, b in zip(trail, trail[1:]))
 
 
@@ -296,7 +302,7 @@ def test_uniform_tokens_may_be_mended_and_mask_tokens_move_once():
 def test_the_same_seed_gives_the_same_text():
     def run(seed):
         torch.manual_seed(seed)
-        return generate(ExactNetwork("uniform"), sample_source((50, 2), world_config("uniform")), 4)
+        return write(ExactNetwork("uniform"), sample_source((50, 2), world_config("uniform")), 4)
 
     assert torch.equal(run(7), run(7)) and not torch.equal(run(7), run(8))
 
@@ -313,12 +319,21 @@ def test_temperature():
             return torch.cat([p.log(), torch.zeros(1)]).expand(*x_t.shape, 5)
 
     Fixed.config = config
-    x_1 = generate(Fixed(), sample_source((n, 2), config), 1, temperature=0.5)
+    x_1 = generate(make_step(Fixed(), temperature=0.5), sample_source((n, 2), config), step_times(1))
     counts = torch.bincount(x_1.flatten(), minlength=4).float()
     assert chi_square(counts, 2 * n * p**2 / (p**2).sum()) < chi_square_bound(3)
 
 
+def test_top_p():
+    """By hand: 0.4 and 0.3 reach 0.6 together; what is kept is renormalised, the likeliest token always."""
+    p = torch.tensor([[0.1, 0.4, 0.2, 0.3]])
+    torch.testing.assert_close(probabilities(p.log(), top_p=0.6), torch.tensor([[0.0, 4 / 7, 0.0, 3 / 7]]))
+    torch.testing.assert_close(probabilities(p.log(), top_p=0.75), torch.tensor([[0.0, 4 / 9, 2 / 9, 3 / 9]]))
+    torch.testing.assert_close(probabilities(p.log(), top_p=1e-6), torch.tensor([[0.0, 1.0, 0.0, 0.0]]))
+    torch.testing.assert_close(probabilities(p.log(), temperature=0.5), p**2 / (p**2).sum())
+
+
 @pytest.mark.parametrize("source", ["uniform", "mask"])
 def test_non_uniform_steps_reach_text(source):
-    x_1 = generate(ExactNetwork(source), sample_source((300, 2), world_config(source)), [0.1, 0.2, 0.7])
+    x_1 = write(ExactNetwork(source), sample_source((300, 2), world_config(source)), [0.1, 0.2, 0.7])
     assert x_1.max() < 4

@@ -1,15 +1,19 @@
 """Proves what eval.py reports: each measure against numbers worked out by hand or against the exact world of exact.py."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
 
+from checkpoint import UserError
+from data.tokenizer import gpt2_encoding
 from exact import TEXT, TEXTS, ExactNetwork
 from heldout import infill, judge_nll, likelihood_bound, measure_filled
+from judge import load_judge
 from measures import distinct_ngrams, long_token_nll, measure, ngram_entropy, perplexity_by_quarter, token_nll
-from model import Cache, ModelConfig, Transformer
+from model import Cache, ModelConfig, Transformer, autocast
 from sample import generate_autoregressive
 
 # of texts
@@ -22,7 +26,9 @@ class TableJudge:
     longest = 0
     table = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.25, 0.25, 0.5]])
 
-    def __call__(self, x):
+    read_out = staticmethod(lambda hidden: hidden)
+
+    def __call__(self, x, hidden=True):
         self.longest = max(self.longest, x.shape[1])
         return self.table.log()[x] + 2.0  # a constant changes no probability
 
@@ -95,7 +101,9 @@ class Quiet:
 
     config = ModelConfig(vocab_size=4, causal=True)
 
-    def __call__(self, x):
+    read_out = staticmethod(lambda hidden: hidden)
+
+    def __call__(self, x, hidden=True):
         return torch.zeros(*x.shape, 4)
 
 
@@ -117,6 +125,40 @@ def test_measures_of_filled_tokens_by_hand():
     kept = torch.tensor([[True, False, True, False]])
     row = measure_filled(filled, TableJudge(), x_1, kept)
     assert row["accuracy"] == 0.5 and row["perplexity"] == pytest.approx((0.25 * 0.1) ** -0.5)
+
+
+# a published judge
+
+
+def test_a_published_judge(tmp_path):
+    """A tiny GPT-2 of random weights, built from its config, saved and loaded by the name of its folder: what token_nll says of it is the
+    cross entropy of its own logits, also in windows of a text longer than it can read."""
+    transformers = pytest.importorskip("transformers", reason="needs the optional library transformers")
+    try:
+        gpt2_encoding()
+    except UserError:
+        pytest.skip("needs GPT-2's tokens: a network, or TIKTOKEN_CACHE_DIR")
+    network = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=32)).eval()
+    network.save_pretrained(tmp_path / "tiny")
+    judge, tokenizer, _ = load_judge(tmp_path / "tiny", torch.device("cpu"))
+    assert tokenizer.description == {"kind": "gpt2"} and judge.config.block_size == 32
+    x = torch.randint(50257, (3, 40))
+    with torch.no_grad(), autocast(x.device):
+        log_p = [network(window).logits.float().log_softmax(-1) for window in (x[:, :31], x[:, 8:39])]  # the last token foretells nothing
+    first = -log_p[0].gather(2, x[:, 1:32, None])[..., 0]
+    rest = -log_p[1][:, 23:].gather(2, x[:, 32:, None])[..., 0]
+    torch.testing.assert_close(long_token_nll(judge, x), torch.cat([first, rest], dim=1))
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=100, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="judges other tokens"):
+        load_judge(tmp_path / "other", torch.device("cpu"))
+
+
+def test_a_published_judge_that_cannot_be_had(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "transformers", None)  # what Python does where it is not installed
+    with pytest.raises(UserError, match="pip install transformers"):
+        load_judge("gpt2-large", torch.device("cpu"))
+    with pytest.raises(UserError, match="there is no"):
+        load_judge(tmp_path / "judge.pt", torch.device("cpu"))
 
 
 # the ordinary way of writing

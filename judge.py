@@ -1,0 +1,56 @@
+"""Who scores what the models write: our own causal network, or a published one such as GPT-2 Large, the paper's judge.
+
+    python eval.py                        our own, out/judge.pt
+    python eval.py --judge gpt2-large     from the Hugging Face hub: needs `pip install transformers`, and texts in GPT-2's tokens
+
+A judge must read the same tokens as the models that it scores, or its perplexity would mean nothing: others are refused.
+Read next: measures.py.
+"""
+
+from pathlib import Path
+
+import torch
+
+from checkpoint import UserError, file_hash
+from data.tokenizer import Tokenizer
+from model import ModelConfig
+from sample import load_model
+
+
+class PublishedJudge:
+    """A causal model of the library `transformers`, with the face of our Transformer: judge.read_out(judge(x, hidden=True)) are its
+    logits. What it calls hidden are the tokens themselves, (B, L, 1), so that the large logits are made when they are read out,
+    of some sequences at a time (flow.in_parts)."""
+
+    def __init__(self, network):
+        self.network = network
+        length = getattr(network.config, "max_position_embeddings", 1024)
+        self.config = ModelConfig(vocab_size=network.config.vocab_size, block_size=length, causal=True)
+
+    def __call__(self, x, hidden):
+        return x[..., None]
+
+    def read_out(self, hidden):
+        return self.network(hidden[..., 0]).logits
+
+
+def load_judge(name, device):
+    """(judge, its tokenizer, a text that tells it from others) for a checkpoint of ours, a folder or a name on the hub. UserError if it cannot be had."""
+    path = Path(name)
+    if path.suffix == ".pt" or path.is_file():
+        judge, tokenizer = load_model(path, device)
+        if not judge.config.causal:
+            raise UserError(f"{path} is no judge: make it with `python train.py judge`")
+        return judge, tokenizer, file_hash(path)
+    try:
+        from transformers import AutoModelForCausalLM
+    except ImportError as error:
+        raise UserError(f"--judge {name} needs the library transformers: pip install transformers") from error
+    try:
+        network = AutoModelForCausalLM.from_pretrained(name).float().to(device).eval()
+    except (OSError, ValueError) as error:  # no network, no such name, or no causal model
+        raise UserError(f"the judge {name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    tokenizer = Tokenizer({"kind": "gpt2"})
+    if network.config.vocab_size != tokenizer.vocab_size:
+        raise UserError(f"the judge {name} has {network.config.vocab_size} tokens, and GPT-2 {tokenizer.vocab_size}: it judges other tokens than the models here can write")
+    return PublishedJudge(network), tokenizer, str(name)
