@@ -22,8 +22,9 @@ import matplotlib.pyplot as plt
 from checkpoint import Parser, UserError, run_command, write_safely
 
 STEPS = [1, 2, 4, 8, 16, 1024]
+FULL = "full FS-DFM"
 VARIANTS = {
-    "full FS-DFM": [],
+    FULL: [],
     "no teacher, data alone": ["--text-steps", "1"],
     "text for the finest step alone": ["--text-steps", "1024"],
     "RK-4, the paper's teacher": ["--teacher", "rk4"],
@@ -31,7 +32,7 @@ VARIANTS = {
     "probabilities averaged": ["--mean", "probabilities"],
     "RK-4, probabilities averaged": ["--teacher", "rk4", "--mean", "probabilities"],
     "no slow average": ["--ema-decay", "0"],
-    "Euler steps": ["--update", "euler"],
+    "Euler": ["--update", "euler"],
     "not told h": ["--step-conditioning", "off"],
     "flat weights on h": ["--step-weights", "flat"],
     "paper's weights on h": ["--step-weights", "paper"],
@@ -70,32 +71,40 @@ def run_all(arguments):
     """Trains and measures; [(name, seed, training seconds, {steps: row, "real": row})]."""
     judge, results = arguments.out / "judge.pt", []
 
-    def train(name, seed, stage, dfm_folder, *flags):
-        """A folder with the trained `stage`, and with the DFM of dfm_folder, if any, that it starts from."""
-        folder = arguments.ablation / f"{name}, seed {seed}"
-        if dfm_folder:
-            copy(dfm_folder / "dfm.pt", folder / "dfm.pt")
-        if stage == "dfm" and dfm_folder:  # is trained already
-            copy(dfm_folder / "dfm.csv", folder / "dfm.csv")
-        else:
-            preset = ["--preset", arguments.preset] if arguments.preset else []
-            command("train.py", stage, "--resume", "--seed", seed, "--out", folder, *preset, *flags)
-        return folder
-
     def add(name, seed, stage, folder, *flags):
+        """Measures; flags are those of eval.py."""
         rows = measure(folder, stage, judge, arguments.num_samples, seed, *flags)
         results.append((name, seed, training_seconds(folder, stage), rows))
 
+    def add_copy(name, seed, stage, source, *flags):
+        """The same for a network that is trained already, perhaps with steps of another kind."""
+        folder = arguments.ablation / f"{name}, seed {seed}"
+        for file in (f"{stage}.pt", f"{stage}.csv"):
+            copy(source / file, folder / file)
+        add(name, seed, stage, folder, *flags)
+
+    def train(name, seed, stage, dfm, *flags):
+        """A folder with the trained network, and with the DFM in the folder `dfm`, if any, that it starts from; flags are those of train.py."""
+        folder = arguments.ablation / f"{name}, seed {seed}"
+        if dfm:
+            copy(dfm / "dfm.pt", folder / "dfm.pt")
+        preset = ["--preset", arguments.preset] if arguments.preset else []
+        command("train.py", stage, "--resume", "--seed", seed, "--out", folder, *preset, *flags)
+        return folder
+
     for seed in arguments.seeds:
-        add("DFM", seed, "dfm", train("DFM", seed, "dfm", arguments.out))
-        add("DFM, Euler steps", seed, "dfm", train("DFM, Euler steps", seed, "dfm", arguments.out), "--update", "euler")
-        for name, flags in VARIANTS.items():
-            if name in (arguments.only or VARIANTS):
-                add(name, seed, "fsdfm", train(name, seed, "fsdfm", arguments.out, *flags))
+        add_copy("DFM", seed, "dfm", arguments.out)
+        add_copy("DFM, uniform steps", seed, "dfm", arguments.out, "--easing", "1")
+        add_copy("DFM, Euler", seed, "dfm", arguments.out, "--update", "euler")
+        for name in arguments.only or VARIANTS:
+            folder = train(name, seed, "fsdfm", arguments.out, *VARIANTS[name])
+            add(name, seed, "fsdfm", folder)
+            if name == FULL:
+                add_copy(f"{FULL}, uniform steps", seed, "fsdfm", folder, "--easing", "1")
         if not arguments.only:
-            mask = train("DFM, mask source", seed, "dfm", None, "--source", "mask")
+            mask = train("DFM, mask source", seed, "dfm", None, "--source", "mask", "--easing", "1")
             add("DFM, mask source", seed, "dfm", mask)
-            add("full FS-DFM, mask source", seed, "fsdfm", train("full FS-DFM, mask source", seed, "fsdfm", mask))
+            add(f"{FULL}, mask source", seed, "fsdfm", train(f"{FULL}, mask source", seed, "fsdfm", mask, "--easing", "1"))
     return results
 
 

@@ -61,6 +61,18 @@ def seconds(function, device, repeats=5, warm_up=True):
     return statistics.median(times)
 
 
+def seconds_in_turn(functions, device, repeats=15):
+    """The same for several functions, A B C A B C ..., so that their ratios hold while the machine's speed drifts."""
+    times = [[] for _ in functions]
+    for number in range(repeats + 2):
+        for function, own in zip(functions, times):
+            if number >= 2:
+                own.append(seconds(function, device, repeats=1, warm_up=False))
+            else:
+                function()
+    return [statistics.median(own) for own in times]
+
+
 def highest_memory(device):
     """The most bytes that this process has held so far."""
     if device.type == "cuda":
@@ -138,12 +150,23 @@ def make_jump(device, textbook):
 
 def sampler(preset, device, limits):
     limit = 1024 * GPT2 * 4 / limits[1]  # every logit read once
-    theirs, ours = (seconds(make_jump(device, textbook), device) for textbook in (True, False))
+    theirs, ours = seconds_in_turn([make_jump(device, textbook) for textbook in (True, False)], device, 5)
     yield "sampler step, V 50,257, L 1,024: textbook", theirs, 1, limit / theirs
     yield "the same, flow.jump", ours, theirs / ours, limit / ours
     theirs, ours = (extra_memory(make_jump, device, textbook) for textbook in (True, False))
     yield "its extra memory: textbook", theirs, 1, None
     yield "the same, flow.jump", ours, theirs / ours, None
+    network = make_network("paper-small", device, GPT2).eval()
+    x_t, t = torch.randint(GPT2, (1, 1024), device=device), torch.tensor([0.5], device=device)
+
+    @torch.no_grad()
+    def call():
+        with autocast(device):
+            network(x_t, t)
+
+    jump_alone, whole = seconds_in_turn([make_jump(device, False), call], device, 5)
+    yield "the paper's small network, one call", whole, 1, None
+    yield "flow.jump beside it", jump_alone, whole / jump_alone, None
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -155,10 +178,10 @@ def generation(preset, device, limits):
     network = make_network(preset, device, 1024, step_aware=True).eval()
     judge = make_network(preset, device, 1024, causal=True).eval()
 
-    def write(batch, steps, length=1024):
+    def write(batch, steps, length=1024, step=make_step(network)):
         x_0 = sample_source((batch, length), network.config, device)
         with autocast(device):
-            return generate(make_step(network), x_0, step_times(steps))
+            return generate(step, x_0, step_times(steps))
 
     def autoregressive(batch, length=1024):
         with autocast(device):
@@ -168,6 +191,11 @@ def generation(preset, device, limits):
     many = seconds(lambda: write(1, 1024), device, 3, warm_up=False)
     yield "1,024 tokens in 1,024 steps", many, 1, None
     yield "the same in 8 steps", few, many / few, None
+    if device.type == "cuda":
+        for mode in ("default", "reduce-overhead"):
+            step = torch.compile(make_step(network), mode=mode)
+            compiled = seconds(lambda: write(1, 8, step=step), device, 9)
+            yield f"the same, compiled, mode {mode}", compiled, few / compiled, None
     for batch in (1, largest_batch(lambda batch: (write(batch, 1), autoregressive(batch, 8)), device)):
         one_by_one = seconds(lambda: autoregressive(batch), device, 3)
         few = seconds(lambda: write(batch, 8), device, 3)
@@ -217,24 +245,22 @@ def training(preset, device, limits):
 
         return step
 
-    dfm_step = stepper("dfm", {})
+    students = {
+        "FS-DFM step, default": {},
+        "FS-DFM step, paper's weights on h": {"text_steps": 1024, "step_weights": "paper"},
+        "FS-DFM step, flat weights on h, text for the finest alone": {"text_steps": 1024, "step_weights": "flat"},
+    }
+    steps = [stepper("dfm", {}), *(stepper("fsdfm", changes) for changes in students.values())]
     with FlopCounterMode(display=False) as counter:
-        dfm_step()
-    dfm = seconds(dfm_step, device, 9)
+        steps[0]()
+    dfm, *others = seconds_in_turn(steps, device, 25)
     yield f"DFM training step, {len(x_1)} x {length} tokens, V {vocab_size:,}", dfm, 1, counter.get_total_flops() / limits[0] / dfm
-    paper = {"teacher": "rk4", "text_steps": 1024}
-    for name, changes in (
-        ("FS-DFM step, default", {}),
-        ("FS-DFM step, paper's teacher and weights on h", paper | {"step_weights": "paper"}),
-        ("FS-DFM step, paper's teacher, flat weights on h", paper | {"step_weights": "flat"}),
-    ):
-        fsdfm = seconds(stepper("fsdfm", changes), device, 9)
+    for name, fsdfm in zip(students, others):
         yield name, fsdfm, dfm / fsdfm, None
 
 
 def make_loss_step(device, whole):
     """Forward and backward of the loss alone, 4 sequences of 512 of GPT-2's tokens, d 768: all logits at once, or a sequence's."""
-    flow.LOGITS_AT_A_TIME = 2**62 if whole else 1
     torch.manual_seed(1)
     network = Transformer(ModelConfig(vocab_size=GPT2, block_size=512, n_layer=1, n_head=12, dim=768)).to(device)
     torch.nn.init.normal_(network.output_layer.linear.weight, std=0.02)
@@ -244,15 +270,17 @@ def make_loss_step(device, whole):
     network.output_layer.linear.weight.grad = torch.zeros_like(network.output_layer.linear.weight)
 
     def step():
+        usual, flow.LOGITS_AT_A_TIME = flow.LOGITS_AT_A_TIME, 2**62 if whole else 1
         with autocast(device):
             loss = in_parts(lambda logits, x_1, x_t, t: generalized_kl(logits, x_1, x_t, t, network.config), network, hidden, x_1, x_t, t)
         loss.mean().backward()
+        flow.LOGITS_AT_A_TIME = usual
 
     return step
 
 
 def loss(preset, device, limits):
-    whole, parts = (seconds(make_loss_step(device, whole), device) for whole in (True, False))
+    whole, parts = seconds_in_turn([make_loss_step(device, whole) for whole in (True, False)], device, 5)
     yield "loss over V 50,257, 4 x 512 tokens: all logits at once", whole, 1, None
     yield "the same, a sequence at a time", parts, whole / parts, None
     whole, parts = (extra_memory(make_loss_step, device, whole) for whole in (True, False))

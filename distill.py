@@ -90,7 +90,7 @@ MEANS = ("logits", "probabilities")
 
 
 @torch.no_grad()
-def shortcut_answers(teacher, x_t, t, h, rule="simpson", mean="logits"):
+def shortcut_answers(teacher, x_t, t, h, rule="rk4", mean="logits"):
     """What `target_logits` makes the target of: the rule's weights, and its stages' answers, (B, L, d) each. For the mean of logits
     these are one already, the mean of the answers, since logits are read out of an answer by a linear map."""
     stages, weights = RULES[rule]
@@ -143,7 +143,7 @@ def forward_kl(teacher_logits, student_logits):
     return (log_p_teacher.exp() * (log_p_teacher - student_logits.log_softmax(-1))).sum(-1)
 
 
-def distillation_loss(student, teacher, x_1, weights, rule="simpson", mean="logits", largest_rate=math.inf, text_steps=64):
+def distillation_loss(student, teacher, x_1, weights, rule="rk4", mean="logits", largest_rate=math.inf, text_steps=64):
     """Mean loss of a batch of text x_1 (B, L), in nats per token: KL to the shortcut teacher where the step is
     large, generalised KL to the text where it is 1 / text_steps or finer, which needs no teacher and runs none.
     The paper's text_steps is 1024; with 1 there is no teacher at all."""

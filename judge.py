@@ -9,12 +9,23 @@ Read next: measures.py.
 
 from pathlib import Path
 
-import torch
+import torch.nn.functional as F
 
 from checkpoint import UserError, file_hash
 from data.tokenizer import Tokenizer
+from flow import in_parts
 from model import ModelConfig
 from sample import load_model
+
+
+def next_token_nll(judge, x):
+    """-log p(x[i] | x[:i]) under a causal network, in nats: (B, L) tokens -> (B, L - 1) float32. Its mean is what train.py lowers."""
+
+    def nll(logits, following):
+        return F.cross_entropy(logits.float().transpose(1, 2), following, reduction="none")
+
+    hidden = judge(x, hidden=True)[:, :-1]  # every token but the last foretells the next
+    return in_parts(nll, judge, hidden, x[:, 1:])
 
 
 class PublishedJudge:

@@ -14,22 +14,16 @@ import math
 from collections import Counter
 
 import torch
-import torch.nn.functional as F
 
-from flow import in_parts
+from judge import next_token_nll
 from model import autocast
 
 
 @torch.no_grad()
 def token_nll(judge, x, batch_size=64):
-    """-log p(x[i] | x[:i]) under the causal judge, in nats: (N, L) tokens -> (N, L - 1) float32."""
-
-    def nll(logits, following):
-        return F.cross_entropy(logits.float().transpose(1, 2), following, reduction="none")
-
+    """What the judge thinks of every token but the first, in nats: (N, L) tokens -> (N, L - 1) float32."""
     with autocast(x.device):
-        parts = [in_parts(nll, judge, judge(part, hidden=True)[:, :-1], part[:, 1:]) for part in x.split(batch_size)]
-    return torch.cat(parts)
+        return torch.cat([next_token_nll(judge, part) for part in x.split(batch_size)])
 
 
 def long_token_nll(judge, x):

@@ -21,50 +21,50 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from checkpoint import Parser, StopRequest, UserError, file_hash, load_checkpoint, lock, must_be_ours, network_of, number, open_log, pick_device, run_command, save_checkpoint, versions
 from data.dataset import Dataset
 from distill import MEANS, RULES, STEP_WEIGHTS, distillation_loss, update_ema
-from flow import JUMP_PROBABILITIES, dfm_loss, in_parts
+from flow import JUMP_PROBABILITIES, dfm_loss
+from judge import next_token_nll
 from model import ModelConfig, Transformer, autocast, make_step_aware
 from optimizer import learning_rate, make_optimizers, must_fit
 
 # ---------------------------------------------------------------------------------------------------------------
 # settings: one row a flag, one column a preset; three values where judge, dfm and fsdfm differ
 
-PRESETS = ("tiny", "cpu", "gpu", "paper-small")
+PRESETS = ("tiny", "cpu", "gpu", "paper-small", "paper-1.3B")
 SETTINGS = {
-    # flag             tiny              cpu               gpu               paper-small, what it is
-    "block_size": (32, 128, 256, 1024, "L, tokens in a sequence"),
-    "n_layer": (2, 3, 8, 12, "transformer blocks"),
-    "n_head": (2, 2, 8, 12, "attention heads"),
-    "dim": (64, 128, 512, 768, "d, width of the residual stream"),
-    "cond_dim": (32, 64, 128, 128, "width of the vector that carries t and h"),
-    "dropout": (0.0, (0.1, 0.0, 0.0), (0.1, 0.0, 0.0), 0.1, "chance that a branch's number is dropped"),
-    "source": ("uniform", "uniform", "uniform", "uniform", "what x_0 is: uniform or mask"),
-    "exponent": (1.0, 1.0, 1.0, 1.0, "kappa(t) = t ** exponent"),
-    "batch_size": (16, 16, 64, 16, "sequences in a forward pass, on each GPU"),
-    "accumulation": (1, 1, 1, (64, 64, 48), "forward passes in an iteration"),
-    "iterations": ((60, 60, 30), (300, 1500, 1200), (2000, 20000, 3000), (100000, 1000000, 500000), "weight updates"),
-    "learning_rate": ((6e-3, 6e-3, 6e-4), (5e-3, 5e-3, 1.2e-3), (2e-3, 2e-3, 5e-4), (3e-4, 3e-4, 1e-5), "at its highest"),
-    "warmup": (5, 50, 200, 10000, "iterations in which the learning rate rises"),
-    "decay": (0.5, 0.5, 0.5, 0.9, "last part of the iterations, in which it falls to zero"),
-    "weight_decay": (0.1, 0.1, 0.1, 0.03, "of the matrices"),
-    "largest_rate": (2.0, 2.0, 2.0, 1e9, "the weight of late times in the loss is held below it"),
-    "clip": (1.0, 1.0, 1.0, 1.0, "largest norm of the gradient"),
-    "ema_decay": (0.98, 0.98, 0.99, 0.9995, "of the teacher's weights (fsdfm)"),
-    "teacher": ("simpson", "simpson", "simpson", "rk4", "the shortcut teacher's rule: simpson, rk4 or heun (fsdfm)"),
-    "mean": ("logits", "logits", "logits", "logits", "what the teacher takes the mean of: logits or probabilities (fsdfm)"),
-    "text_steps": (64, 64, 64, 1024, "steps of 1/X and finer learn from the text, larger ones from the teacher; 1 is no teacher (fsdfm)"),
-    "step_conditioning": ("on", "on", "on", "on", "whether the network is told h: on or off (fsdfm)"),
-    "easing": (2.0, 2.0, 2.0, 1.0, "n steps of the sampler run between the times 1 - (1 - i/n)^X: above 1 they shrink towards the end"),
-    "update": ("cumulative", "cumulative", "cumulative", "cumulative", "the jump probability's scale: cumulative or euler"),
-    "step_weights": ("balanced", "balanced", "balanced", "paper", "how often each step size is trained: flat, balanced or paper (1, 2, ..., 1024 from h = 1 to 1/1024) (fsdfm)"),
-    "seed": (1, 1, 1, 1, "of every random number"),
-    "validate_every": (30, 200, 1000, 5000, "iterations between validations and checkpoints"),
+    # flag             tiny              cpu               gpu               paper-small, paper-1.3B, what it is
+    "block_size": (32, 128, 256, 1024, 1024, "L, tokens in a sequence"),
+    "n_layer": (2, 3, 8, 12, 21, "transformer blocks"),
+    "n_head": (2, 2, 8, 12, 32, "attention heads"),
+    "dim": (64, 128, 512, 768, 2048, "d, width of the residual stream"),
+    "cond_dim": (32, 64, 128, 128, 256, "width of the vector that carries t and h"),
+    "dropout": (0.0, (0.1, 0.0, 0.0), (0.1, 0.0, 0.0), 0.1, 0.1, "chance that a branch's number is dropped"),
+    "source": ("uniform", "uniform", "uniform", "uniform", "uniform", "what x_0 is: uniform or mask"),
+    "exponent": (1.0, 1.0, 1.0, 1.0, 1.0, "kappa(t) = t^X"),
+    "batch_size": (16, 16, 64, 16, 4, "sequences in a forward pass, on each GPU"),
+    "accumulation": (1, 1, 1, (64, 64, 48), (256, 256, 192), "forward passes in an iteration"),
+    "iterations": ((60, 60, 30), (300, 1500, 1200), (2000, 20000, 3000), *[(100000, 1000000, 500000)] * 2, "weight updates"),
+    "learning_rate": ((6e-3, 6e-3, 6e-4), (5e-3, 5e-3, 1.2e-3), (2e-3, 2e-3, 5e-4), *[(3e-4, 3e-4, 1e-5)] * 2, "at its highest"),
+    "warmup": (5, 50, 200, 10000, 10000, "iterations in which the learning rate rises"),
+    "decay": (0.5, 0.5, 0.5, 0.9, 0.9, "last part of the iterations, in which it falls to zero"),
+    "weight_decay": (0.1, 0.1, 0.1, 0.03, 0.03, "of the matrices"),
+    "largest_rate": (2.0, 2.0, 2.0, 1e9, 1e9, "the weight of late times in the loss is held below it"),
+    "clip": (1.0, 1.0, 1.0, 1.0, 1.0, "largest norm of the gradient"),
+    "ema_decay": (0.98, 0.98, 0.99, 0.9995, 0.9995, "of the teacher's weights (fsdfm)"),
+    "teacher": (*["rk4"] * 5, "the shortcut teacher's rule: rk4, simpson or heun (fsdfm)"),
+    "mean": (*["logits"] * 5, "what the teacher takes the mean of: logits or probabilities (fsdfm)"),
+    "text_steps": (64, 64, 64, 1024, 1024, "steps of 1/X and finer learn from the text, larger ones from the teacher; 1 is no teacher (fsdfm)"),
+    "step_conditioning": (*["on"] * 5, "whether the network is told h: on or off (fsdfm)"),
+    "easing": (2.0, 2.0, 2.0, 1.0, 1.0, "n steps of the sampler run between the times 1 - (1 - i/n)^X: above 1 they shrink towards the end"),
+    "update": (*["cumulative"] * 5, "the jump probability's scale: cumulative or euler"),
+    "step_weights": (*["balanced"] * 3, "paper", "paper", "how often each step size is trained: flat, balanced or paper (1, 2, ..., 1024 from h = 1 to 1/1024) (fsdfm)"),
+    "seed": (1, 1, 1, 1, 1, "of every random number"),
+    "validate_every": (30, 200, 1000, 5000, 5000, "iterations between validations and checkpoints"),
 }
 STAGES = ("judge", "dfm", "fsdfm")
 CHOICES = {"source": ("uniform", "mask"), "teacher": RULES, "mean": MEANS, "step_conditioning": ("on", "off"), "update": JUMP_PROBABILITIES, "step_weights": STEP_WEIGHTS}
@@ -120,11 +120,7 @@ def make_loss(stage, settings, ema):
     """loss(network, x_1) -> mean nats per token, for the stage. x_1 (B, L) is text."""
 
     def judge(network, x_1):
-        def next_token(logits, following):
-            return F.cross_entropy(logits.float().flatten(0, 1), following.flatten(), reduction="none")
-
-        hidden = network(x_1, hidden=True)[:, :-1]  # every token but the last foretells the next
-        return in_parts(next_token, network, hidden, x_1[:, 1:]).mean()
+        return next_token_nll(network, x_1).mean()
 
     def dfm(network, x_1):
         return dfm_loss(network, x_1, settings["largest_rate"])
@@ -170,8 +166,6 @@ def main():
     # device, and the processes of torchrun if there are any
     rank, world, local_rank = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     device = pick_device(arguments.device or (f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"))
-    if world > 1:
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     torch.set_float32_matmul_precision("high")
 
     # data, and a run to go on with
@@ -212,6 +206,7 @@ def main():
     if arguments.compile if arguments.compile is not None else device.type == "cuda":
         network, teacher = torch.compile(model), ema and torch.compile(ema)
     if world > 1:
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         network = DistributedDataParallel(network)
         network.config, network.read_out = model.config, model.read_out
     loss_of = make_loss(stage, settings, teacher)
@@ -252,8 +247,8 @@ def main():
         print(f"{stage}: {millions:.1f}M parameters, {dataset.meta['tokens']['train'] / 1e6:.2f}M tokens of text, on {device}")
     else:  # the first process saves, and torchrun ends the others after it
         stop = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+        for interruption in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(interruption, signal.SIG_IGN)
     bar = tqdm(range(start, settings["iterations"]), desc=stage, initial=start, total=settings["iterations"], disable=rank > 0)
     began = time.perf_counter() - (checkpoint["seconds"] if checkpoint else 0)
     for iteration in bar:

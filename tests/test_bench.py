@@ -30,8 +30,8 @@ def test_exponent():
 
 
 def test_nothing_is_compiled_twice():
-    """8 steps are one graph; batches that are split between teacher and text in nine ways are at most three of the teacher's: one
-    for the first size, one for any other, and one for a single sequence. (The backend runs a graph as it is; compiling is the same.)"""
+    """8 steps, network and jump together, are one graph without a break; batches that are split between teacher and text in nine ways are at most three
+    of the teacher's: one for the first size, one for any other, and one for a single sequence. (The backend runs a graph as it is; compiling is the same.)"""
     config = ModelConfig(vocab_size=5, block_size=8, n_layer=1, n_head=2, dim=16, cond_dim=8, step_aware=True)
     torch.manual_seed(1)
     x_1 = torch.randint(5, (8, 8))
@@ -40,9 +40,10 @@ def test_nothing_is_compiled_twice():
     for network, seen in zip(networks, graphs):
         network.compile(backend=lambda graph, _, seen=seen: seen.append(graph) or graph.forward)
     torch._dynamo.reset()
-    generate(make_step(networks[1]), sample_source((8, 8), config), step_times(8))
-    assert len(graphs[1]) == 1
-    graphs[1].clear()
+    whole = []
+    step = torch.compile(make_step(Transformer(config).eval()), backend=lambda graph, _: whole.append(graph) or graph.forward, fullgraph=True)
+    generate(step, sample_source((8, 8), config), step_times(8, easing=2.0))
+    assert len(whole) == 1 and any("searchsorted" in str(node.target) for node in whole[0].graph.nodes)  # the draw is in it
     for taught in range(9):
         weights = [taught] + [0] * 9 + [8 - taught]  # of 8 sequences, `taught` with h = 1
         distillation_loss(networks[0], networks[1], x_1, weights).backward()

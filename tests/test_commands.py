@@ -152,7 +152,7 @@ def test_one_ablation(trained, tmp_path):
     command = ["ablate.py", *TINY, "--only", "Heun's teacher", "--num-samples", 2, "--ablation", tmp_path / "ablation"]
     first = run(trained, *command).stdout
     lines = (tmp_path / "ablation/table.md").read_text().splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| DFM", "| DFM, Euler steps", "| Heun's teacher"]
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| DFM", "| DFM, uniform steps", "| DFM, Euler", "| Heun's teacher"]
     assert torch.load(tmp_path / "ablation/Heun's teacher, seed 1/fsdfm.pt", weights_only=True)["settings"]["teacher"] == "heun"
     assert (tmp_path / "ablation/picture.png").exists()
     again = run(trained, *command).stdout  # nothing is trained or measured twice
