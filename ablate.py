@@ -27,16 +27,16 @@ VARIANTS = {
     FULL: [],
     "no teacher, data alone": ["--text-steps", "1"],
     "text for the finest step alone": ["--text-steps", "1024"],
-    "RK-4, the paper's teacher": ["--teacher", "rk4"],
+    "Simpson's teacher": ["--teacher", "simpson"],
     "Heun's teacher": ["--teacher", "heun"],
     "probabilities averaged": ["--mean", "probabilities"],
-    "RK-4, probabilities averaged": ["--teacher", "rk4", "--mean", "probabilities"],
+    "Simpson, probabilities averaged": ["--teacher", "simpson", "--mean", "probabilities"],
     "no slow average": ["--ema-decay", "0"],
     "Euler": ["--update", "euler"],
     "not told h": ["--step-conditioning", "off"],
     "flat weights on h": ["--step-weights", "flat"],
     "paper's weights on h": ["--step-weights", "paper"],
-    "paper's teacher, weights and loss": ["--teacher", "rk4", "--text-steps", "1024", "--step-weights", "paper", "--largest-rate", "1e9"],
+    "paper's weights, loss and text": ["--text-steps", "1024", "--step-weights", "paper", "--largest-rate", "1e9"],
 }
 
 

@@ -30,9 +30,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import flow
 from checkpoint import Parser, pick_device, run_command, write_safely
 from flow import cumulative_scalar, generalized_kl, generate, in_parts, jump, make_step, sample_path, sample_source, sample_times, step_times
+from judge import generate_autoregressive
 from model import ModelConfig, Transformer, autocast
 from optimizer import make_optimizers
-from sample import generate_autoregressive
 from train import PRESETS, SETTINGS, make_loss, preset_value
 
 GPT2 = 50257  # the vocabulary of the paper's networks

@@ -92,12 +92,13 @@ def run_command(main):
 
 
 class StopRequest:
-    """Remembers a Ctrl-C or SIGTERM, so that the loop can finish its step and save. A second one ends the program at once."""
+    """Remembers a Ctrl-C or SIGTERM in .signal, so that the loop can finish its step and save. A second one ends the program at once.
+    With `ignore` neither is heeded: of several processes the first alone saves, and torchrun ends the others after it."""
 
-    def __init__(self):
+    def __init__(self, ignore=False):
         self.signal = None
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.receive)
+            signal.signal(number, signal.SIG_IGN if ignore else self.receive)
 
     def receive(self, number, frame):
         if self.signal:

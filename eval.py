@@ -26,10 +26,11 @@ from checkpoint import Parser, UserError, file_hash, lock, number, pick_device, 
 from data.dataset import Dataset
 from flow import JUMP_PROBABILITIES, generate, make_step, sample_source, step_times
 from heldout import infill_report, likelihood_report
-from judge import load_judge
+from judge import generate_autoregressive, load_judge
 from measures import long_token_nll, measure, perplexity_by_quarter
 from model import Transformer, autocast
-from sample import generate_autoregressive, load_model, printable
+from released import load_model
+from sample import printable
 
 STEPS = [2**i for i in range(11)]
 SLOW = 512  # from here on a CPU measures fewer samples

@@ -1,4 +1,5 @@
-"""Who scores what the models write: our own causal network, or a published one such as GPT-2 Large, the paper's judge.
+"""The causal network: it scores what the others write, and writes in the ordinary way, one token after the other, to compare.
+The scores can also be those of a published one such as GPT-2 Large, the paper's judge.
 
     python eval.py                        our own, out/judge.pt
     python eval.py --judge gpt2-large     from the Hugging Face hub: needs `pip install transformers`, and texts in GPT-2's tokens
@@ -9,13 +10,14 @@ Read next: measures.py.
 
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 
 from checkpoint import UserError, file_hash
 from data.tokenizer import Tokenizer
-from flow import in_parts
-from model import ModelConfig
-from sample import load_model
+from flow import categorical, in_parts, probabilities
+from model import Cache, ModelConfig
+from released import load_model
 
 
 def next_token_nll(judge, x):
@@ -26,6 +28,21 @@ def next_token_nll(judge, x):
 
     hidden = judge(x, hidden=True)[:, :-1]  # every token but the last foretells the next
     return in_parts(nll, judge, hidden, x[:, 1:])
+
+
+@torch.no_grad()
+def generate_autoregressive(judge, x, length, callback=None, **draws):
+    """The causal judge goes on from tokens x (B, n), n >= 1, to (B, length), one network call a token; keys and values
+    of what it has written are kept. callback(step, x) is called after every token; draws are those of flow.probabilities."""
+    caches = [Cache(length) for _ in judge.blocks]
+    unread = x
+    for step in range(1, length - x.shape[1] + 1):
+        logits = judge(unread, caches=caches)[:, -1].float()  # (B, V)
+        unread = categorical(probabilities(logits, **draws))[:, None]  # (B, 1)
+        x = torch.cat([x, unread], dim=1)
+        if callback is not None:
+            callback(step, x)
+    return x
 
 
 class PublishedJudge:

@@ -1,4 +1,4 @@
-"""The published FS-DFM checkpoints, loaded into our network.
+"""A trained network from a file: a checkpoint of ours, or a published one of FS-DFM, whose names are translated here.
 
 A released `.pth` is a dict of state dicts: `teacher_model` (the many-step DFM), `student_model` and
 `student_ema_model` (FS-DFM); one that holds a DFM alone calls it `model`. The network is the same as ours under other names, with q, k and v apart, and t and h
@@ -9,7 +9,8 @@ import re
 
 import torch
 
-from checkpoint import UserError
+from checkpoint import UserError, load_checkpoint, must_be_ours, network_of
+from data.tokenizer import Tokenizer
 from model import ModelConfig, Transformer
 
 NETWORKS = ("student_ema_model", "student_model", "teacher_model", "model")
@@ -91,3 +92,17 @@ def load_released(checkpoint, network="student_ema_model", n_head=None, vocab_si
         kind, names = ("lacks", missing) if missing else ("has the unknown", unexpected)
         raise UserError(f"the checkpoint's {network} {kind} {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else ""))
     return model.eval()
+
+
+def load_model(path, device="cpu", network=NETWORKS[0], n_head=None):
+    """A trained network (its EMA where it has one), ready to use, and its tokenizer.
+
+    From a checkpoint of train.py or a published `.pth`, told apart by their keys; `network` and `n_head` are for the
+    latter. UserError if the file is missing, damaged or something else.
+    """
+    checkpoint = load_checkpoint(path)
+    if is_released(checkpoint):
+        return load_released(checkpoint, network, n_head).to(device), Tokenizer({"kind": "gpt2"})
+    must_be_ours(checkpoint, path)
+    model = network_of(checkpoint, path, "ema" if checkpoint["ema"] else "model")
+    return model.to(device).eval(), Tokenizer(checkpoint["tokenizer"])

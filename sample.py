@@ -8,8 +8,7 @@
     python sample.py --model judge --prompt "Return the "    token by token, to compare
     python sample.py --checkpoint released.pth               a published network
 
-The work is done by flow.generate; here are a command line and a terminal around it, and the ordinary way of writing,
-one token after the other, that all of this is measured against. Read next: measures.py.
+The work is done by flow.generate; here are a command line and a terminal around it. Read next: judge.py.
 """
 
 import argparse
@@ -22,29 +21,15 @@ from pathlib import Path
 
 import torch
 
-from checkpoint import Parser, UserError, load_checkpoint, must_be_ours, network_of, number, pick_device, run_command, seed_number
-from data.tokenizer import Tokenizer
-from flow import categorical, generate, make_step, probabilities, sample_source, step_times
-from model import Cache, autocast
-from released import NETWORKS, is_released, load_released
+from checkpoint import Parser, UserError, number, pick_device, run_command, seed_number
+from flow import generate, make_step, sample_source, step_times
+from judge import generate_autoregressive
+from model import autocast
+from released import NETWORKS, load_model
 
 CHANGED, PLAIN, HOME_AND_CLEAR = "\033[7m", "\033[0m", "\033[H\033[J"
 BLANK = re.compile(r"_(\d+)_|(_{3,})")
 AT_A_TIME = 64  # texts that are made together
-
-
-def load_model(path, device="cpu", network=NETWORKS[0], n_head=None):
-    """A trained network (its EMA where it has one), ready to use, and its tokenizer.
-
-    From a checkpoint of train.py or a published `.pth`, told apart by their keys; `network` and `n_head` are for the
-    latter (see released.py). UserError if the file is missing, damaged or something else.
-    """
-    checkpoint = load_checkpoint(path)
-    if is_released(checkpoint):
-        return load_released(checkpoint, network, n_head).to(device), Tokenizer({"kind": "gpt2"})
-    must_be_ours(checkpoint, path)
-    model = network_of(checkpoint, path, "ema" if checkpoint["ema"] else "model")
-    return model.to(device).eval(), Tokenizer(checkpoint["tokenizer"])
 
 
 def printable(text):
@@ -84,21 +69,6 @@ def infill_template(text, tokenizer):
     if -1 not in ids:
         raise UserError("--infill has no blank: write ___ for three tokens, or _12_ for twelve")
     return ids + encode_given(text[end:], tokenizer)
-
-
-@torch.no_grad()
-def generate_autoregressive(judge, x, length, callback=None, **draws):
-    """The causal judge goes on from tokens x (B, n), n >= 1, to (B, length), one network call a token; keys and values
-    of what it has written are kept. callback(step, x) is called after every token; draws are those of flow.probabilities."""
-    caches = [Cache(length) for _ in judge.blocks]
-    unread = x
-    for step in range(1, length - x.shape[1] + 1):
-        logits = judge(unread, caches=caches)[:, -1].float()  # (B, V)
-        unread = categorical(probabilities(logits, **draws))[:, None]  # (B, 1)
-        x = torch.cat([x, unread], dim=1)
-        if callback is not None:
-            callback(step, x)
-    return x
 
 
 def fill(take_step, model, template, times, num_samples=1, callback=None):

@@ -13,7 +13,6 @@ import argparse
 import copy
 import math
 import os
-import signal
 import sys
 import time
 from contextlib import nullcontext
@@ -240,15 +239,11 @@ def main():
 
     began_as = checkpoint["dfm"] if checkpoint else file_hash(arguments.out / "dfm.pt") if stage == "fsdfm" else None
     saved = checkpoint["iteration"] if checkpoint else None
-    start = saved or 0
+    start, stop = saved or 0, StopRequest(ignore=rank > 0)
     if rank == 0:
-        stop, log = StopRequest(), open_log(arguments.out / f"{stage}.csv", start)
+        log = open_log(arguments.out / f"{stage}.csv", start)
         millions = sum(p.numel() for p in model.parameters()) / 1e6
         print(f"{stage}: {millions:.1f}M parameters, {dataset.meta['tokens']['train'] / 1e6:.2f}M tokens of text, on {device}")
-    else:  # the first process saves, and torchrun ends the others after it
-        stop = None
-        for interruption in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(interruption, signal.SIG_IGN)
     bar = tqdm(range(start, settings["iterations"]), desc=stage, initial=start, total=settings["iterations"], disable=rank > 0)
     began = time.perf_counter() - (checkpoint["seconds"] if checkpoint else 0)
     for iteration in bar:
@@ -273,7 +268,7 @@ def main():
             update_ema(ema, model, min(settings["ema_decay"], (1 + iteration) / (10 + iteration)))
 
         done = iteration + 1
-        if stop and stop.signal:
+        if stop.signal:
             save(done)
             bar.close()
             print(f"\nstopped after iteration {done}, which is saved: --resume goes on from there", file=sys.stderr)

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 from checkpoint import UserError
-from command import TINY, copy_project, error_line, run
+from command import ROOT, TINY, copy_project, error_line, run
 from data.prepare import python_text
 from data.tokenizer import Tokenizer, gpt2_encoding
 
@@ -178,6 +179,38 @@ def test_samples(trained):
     assert judged.splitlines()[-1] != prompt and judged.count("--- step") > 10
     watched = run(trained, "sample.py", "--steps", 4, "--watch").stdout
     assert watched.count("--- step") == 4 and "\033" not in watched  # plain where it is no terminal
+
+
+def test_other_ways_to_write(trained):
+    """Step sizes, lengths, blanks, JSON lines: what is given is kept, what is asked for is done."""
+    sizes = run(trained, "sample.py", "--steps", "1/2", "0.25", "1/4", "--seed", 3)
+    assert "3 steps" in sizes.stderr and sizes.stdout == run(trained, "sample.py", "--steps", "0.5", "1/4", "0.25", "--seed", 3).stdout
+    easing = run(trained, "sample.py", "--steps", 2, "--easing", 2, "--seed", 3).stdout  # between the times 0, 3/4 and 1
+    assert easing == run(trained, "sample.py", "--steps", "3/4", "1/4", "--seed", 3).stdout
+    assert easing != run(trained, "sample.py", "--steps", 2, "--easing", 1, "--seed", 3).stdout
+    lines = run(trained, "sample.py", "--json", "--num-samples", 70, "--length", 100, "--prompt", "Return ").stdout.splitlines()
+    samples = [json.loads(line) for line in lines]
+    assert [sample["number"] for sample in samples] == list(range(70)) and len({sample["text"] for sample in samples}) == 70
+    assert all(sample["text"].startswith("Return ") and len(sample["text"]) > 120 for sample in samples)
+    filled = run(trained, "sample.py", "--infill", "Return the ___ of the _12_ list.").stdout
+    assert re.fullmatch(r"Return the .+ of the .+ list\.\n", filled, re.S)
+    for arguments, line in (
+        (["--infill", "no blank"], "has no blank"),
+        (["--infill", "a ___", "--model", "judge"], "leave out --model judge"),
+        (["--length", "513"], "writes up to 512"),
+        (["--steps", "0.5", "0.6"], "sum to 1"),
+        (["--steps", "1/0"], "sum to 1"),
+        (["--prompt", "a", "--infill", "b___"], "not allowed with"),
+        (["--watch", "--json"], "not allowed with"),
+        (["--top-p", "0"], "--top-p"),
+    ):
+        assert line in error_line(trained, "sample.py", *arguments)
+
+
+def test_the_lines_of_python_in_the_readme(trained):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    assert len(code.strip().splitlines()) <= 5
+    assert "Return the " in run(trained, "-c", code).stdout
 
 
 @pytest.mark.parametrize("stage", ["dfm", "fsdfm"])

@@ -221,8 +221,13 @@ def test_half_precision_logits_are_drawn_from_in_float32():
 # one step
 
 
+# the way of a CPU, which draws for the tokens that move, and that of GPUs and of compiled code, which draws for all and keeps what is needed
+JUMPS = [jump, torch.compile(jump, backend="eager")]
+
+
+@pytest.mark.parametrize("jump", JUMPS, ids=["plain", "compiled"])
 @pytest.mark.parametrize("update", ["cumulative", "euler"])
-def test_jump_uniform(update):
+def test_jump_uniform(update, jump):
     """Where a token jumps, how often, and never to itself; in the last step, a plain draw from p."""
     config, n = ModelConfig(vocab_size=4, update=update), 200_000
     p = torch.tensor([0.1, 0.2, 0.3, 0.4])
@@ -236,7 +241,8 @@ def test_jump_uniform(update):
     assert chi_square(last, n * p) < chi_square_bound(3)
 
 
-def test_jump_mask_shows_each_token_once():
+@pytest.mark.parametrize("jump", JUMPS, ids=["plain", "compiled"])
+def test_jump_mask_shows_each_token_once(jump):
     config, n = ModelConfig(vocab_size=4, source="mask"), 200_000
     p = torch.tensor([0.1, 0.2, 0.3, 0.4])
     logits = torch.cat([p.log(), torch.tensor([9.0])]).expand(1, n, 5)  # a network that believes in MASK is not heeded

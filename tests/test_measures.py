@@ -11,10 +11,9 @@ from checkpoint import UserError
 from data.tokenizer import gpt2_encoding
 from exact import TEXT, TEXTS, ExactNetwork
 from heldout import infill, judge_nll, likelihood_bound, measure_filled
-from judge import load_judge
+from judge import generate_autoregressive, load_judge
 from measures import distinct_ngrams, long_token_nll, measure, ngram_entropy, perplexity_by_quarter, token_nll
 from model import Cache, ModelConfig, Transformer, autocast
-from sample import generate_autoregressive
 
 # of texts
 
