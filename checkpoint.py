@@ -136,6 +136,8 @@ def write_safely(path, write, keep=None):
         os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
+            if keep and keep.exists() and not path.exists():
+                os.replace(keep, path)
             temporary.unlink()
         # torch.save reports a full disk as a RuntimeError, behind the OSError that is its cause
         if isinstance(error, (OSError, RuntimeError)):
@@ -162,17 +164,13 @@ def file_hash(path):
 
 
 def open_log(path, start):
-    """The CSV log, without the rows after iteration `start` that a run which was cut short may have left."""
-    columns = ["iteration", "loss", "validation_loss", "seconds"]
-    rows = []
+    """The CSV log, to be gone on with. Rows after iteration `start` go, which a run that was cut short may have left, and so does half a row."""
+    columns, lines = ["iteration", "loss", "validation_loss", "seconds"], []
     if start and path.exists():
-        with path.open(newline="") as file:  # the last line may be half of one
-            rows = [row for row in csv.DictReader(file) if None not in row.values() and row["iteration"].isdecimal() and int(row["iteration"]) <= start]
-    file = path.open("w", newline="", buffering=1)  # a row is on its way to the disk at once
-    writer = csv.DictWriter(file, columns)
-    writer.writeheader()
-    writer.writerows(rows)
-    return writer
+        cells = (line.split(",") for line in path.read_text(errors="replace").splitlines())
+        lines = [",".join(row) for row in cells if len(row) == len(columns) and row[0].isdecimal() and int(row[0]) <= start]
+    write_safely(path, lambda temporary: temporary.write_text("\n".join([",".join(columns), *lines, ""])))
+    return csv.DictWriter(path.open("a", newline="", buffering=1), columns, lineterminator="\n")  # a row is on its way to the disk at once
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -222,9 +220,12 @@ def read_checkpoint(path):
         raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__})") from error
 
 
-def load_checkpoint(path):
-    """The dict in a checkpoint; where that is damaged, in the one before it, and a line on stderr says so. UserError if neither can be had."""
+def load_checkpoint(path, mend=False):
+    """The dict in a checkpoint, with the name of its "file"; where that is damaged, of the one before it, and a line on stderr says so. UserError if
+    neither can be had. With `mend` (who will write there) the good file takes the place of the damaged one."""
     path, problem = Path(path), None
+    if not path.name or path.is_dir():
+        raise UserError(f"{path} is a folder, and no checkpoint")
     for candidate in versions(path):
         try:
             checkpoint = read_checkpoint(candidate)
@@ -233,19 +234,24 @@ def load_checkpoint(path):
             continue
         if candidate != path:
             print(f"{problem or f'{path} is missing'}: using {candidate}, the one before it", file=sys.stderr)
-        return checkpoint
+            if mend:
+                os.replace(candidate, path)
+                candidate = path
+        return checkpoint | {"file": str(candidate)} if isinstance(checkpoint, dict) else checkpoint
     if problem:
         raise UserError(f"{problem}: make or download it again") from problem
     cure = f": make it with `python train.py {path.stem}`" if path.stem in ("judge", "dfm", "fsdfm") else ""
     raise UserError(f"there is no {path}{cure}")
 
 
-def must_be_ours(checkpoint, path):
-    """UserError unless the dict is one that this version of train.py saved."""
+def must_be_ours(checkpoint, path, stage=None):
+    """UserError unless the dict is one that this version of train.py saved, for that stage if one is given."""
     if isinstance(checkpoint, dict) and isinstance(version := checkpoint.get("format"), int) and version > FORMAT:
         raise UserError(f"{path} was written by a newer version of this project (format {version}, here {FORMAT}): update")
-    if not isinstance(checkpoint, dict) or not {"stage", "iteration", "seconds", "config", "settings", "tokenizer", "model", "ema", "dfm", "format"} <= checkpoint.keys():
+    if not isinstance(checkpoint, dict) or not {"stage", "iteration", "seconds", "config", "settings", "tokenizer", "model", "ema", "dfm", "passes", "format"} <= checkpoint.keys():
         raise UserError(f"{path} is no checkpoint of this project, or one of another version of it")
+    if stage and checkpoint["stage"] != stage:
+        raise UserError(f"{path} is a {checkpoint['stage']}, and no {stage}")
 
 
 def network_of(checkpoint, path, weights="model"):

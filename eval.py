@@ -12,6 +12,7 @@ another kind? (Prepare it with the same tokens: data/prepare.py --tokens-of pydo
 """
 
 import argparse
+import hashlib
 import json
 import platform
 import textwrap
@@ -116,7 +117,7 @@ def side_by_side(pair, width=58):
 # longer texts
 
 
-def longer_report(networks, judge, blocks, steps, num_samples, seed):
+def longer_report(networks, judge, blocks, steps, num_samples, seed, batch_size):
     """Perplexity by quarter of texts as long as the training's, twice and four times that."""
     length, flat = blocks.shape[1], blocks.flatten()
     rows = []
@@ -125,7 +126,7 @@ def longer_report(networks, judge, blocks, steps, num_samples, seed):
         texts = {("real", None): real}
         for name, network in networks.items():
             for n in steps:
-                texts[name, n], _ = timed_samples(network, (num_samples, times * length), n, seed, max(1, num_samples // times))
+                texts[name, n], _ = timed_samples(network, (num_samples, times * length), n, seed, max(1, batch_size // times))
         for (name, n), x in texts.items():
             quarters = perplexity_by_quarter(x, judge)
             rows.append({"model": name, "steps": n, "length": times * length, "samples": len(x), "quarters": quarters})
@@ -136,6 +137,27 @@ def longer_report(networks, judge, blocks, steps, num_samples, seed):
 
 # ---------------------------------------------------------------------------------------------------------------
 # the report
+
+
+def load_report(path, key):
+    """The report with this key, to be continued; {} if there is none. One with another key in its place is put aside, under a name that its key makes."""
+
+    def aside(key):
+        return path.with_name(f"{path.stem}-{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]}{path.suffix}")
+
+    try:
+        report = json.loads(path.read_text()) if path.exists() else {}
+        if report and report["key"] != key:
+            kept = path.replace(aside(report["key"]))
+            different = ", ".join(name for name in key if report["key"].get(name) != key[name])
+            print(f"{path} has another {different}: it is now {kept}")
+            report = {}
+        if not report and aside(key).exists():
+            aside(key).replace(path)
+            report = json.loads(path.read_text())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: delete it and run this again") from error
+    return report
 
 
 def parse_arguments():
@@ -156,16 +178,18 @@ def parse_arguments():
     parser.add_argument("--length", type=number(int, 5, 2**20), help="tokens of a text (default: those of a training sequence)")
     parser.add_argument("--steps", type=number(int, 1, 65536), nargs="+", metavar="N", help="numbers of steps (default: 1 2 4 ... 1024)")
     parser.add_argument("--temperatures", type=number(float, 0.001, 1000), nargs="+", metavar="T", help="temperatures of the draws (default: 1)")
-    parser.add_argument("--num-samples", type=number(int, 1, 10**6), default=64, help="texts for each model and number of steps (default: 64)")
+    parser.add_argument("--num-samples", type=number(int, 1, 10**6), help="texts for each model and number of steps (default: 64)")
     parser.add_argument("--slow-samples", type=number(int, 1, 10**6), help=f"texts at {SLOW} steps and more (default: 8 on a CPU, else as many)")
-    parser.add_argument("--batch-size", type=number(int, 1, 65536), default=64, help="texts made at a time (default: 64)")
+    parser.add_argument("--batch-size", type=number(int, 1, 65536), help="texts made at a time (default: 64)")
     parser.add_argument("--seed", type=seed_number, default=1, help="of every random number (default: 1)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
     arguments = parser.parse_args()
-    if arguments.likelihood or arguments.infill or arguments.longer:
-        for name in ("temperatures", "slow_samples"):
-            if getattr(arguments, name):
-                raise UserError(f"--{name.replace('_', '-')} is for the curve and the frontier only")
+    unused = ["temperatures", "slow_samples"] if arguments.likelihood or arguments.infill or arguments.longer else []
+    unused += ["steps", "num_samples", "batch_size", "update", "easing"] if arguments.likelihood else []
+    for name in unused:
+        if getattr(arguments, name):
+            raise UserError(f"--{name.replace('_', '-')} has no meaning here: leave it out")
+    arguments.num_samples, arguments.batch_size = arguments.num_samples or 64, arguments.batch_size or 64
     return arguments
 
 
@@ -186,7 +210,12 @@ def load_all(arguments, device):
     dataset = Dataset(arguments.data)
     if dataset.tokenizer.description != tokenizer.description:
         raise UserError(f"{judge_path} judges other tokens than those of data/{dataset.name}: name the --data it was trained on")
-    return judge, networks, {"judge": judge_hash} | {name: file_hash(path) for name, path in paths.items()}, dataset, tokenizer
+    return judge, networks, {"judge": judge_hash} | {name: file_hash(network.file) for name, network in networks.items()}, dataset, tokenizer
+
+
+def spread(blocks, count):
+    """`count` of the blocks, evenly spread over the text."""
+    return blocks[torch.linspace(0, len(blocks) - 1, min(count, len(blocks))).long()]
 
 
 def main():
@@ -194,6 +223,7 @@ def main():
     device = pick_device(arguments.device)
     judge, networks, hashes, dataset, tokenizer = load_all(arguments, device)
     length = arguments.length or next(iter(networks.values())).config.block_size
+    batch_size = arguments.batch_size
     dataset.must_fill(4 * length if arguments.longer else length)
     blocks = dataset.validation_blocks(length).to(device)
     held = lock(arguments.out / "eval.lock")
@@ -202,26 +232,18 @@ def main():
         if part == "likelihood":
             rows = likelihood_report(networks, judge, blocks, arguments.seed)
         elif part == "infill":
-            rows = infill_report(networks, judge, blocks, arguments.steps or [FEW, 64], arguments.num_samples, arguments.seed)
+            rows = infill_report(networks, judge, spread(blocks, arguments.num_samples), arguments.steps or [FEW, 64], arguments.seed, batch_size)
         else:
-            rows = longer_report(networks, judge, blocks, arguments.steps or [FEW, 64], arguments.num_samples, arguments.seed)
+            rows = longer_report(networks, judge, blocks, arguments.steps or [FEW, 64], arguments.num_samples, arguments.seed, batch_size)
         text = json.dumps({"networks": hashes, "data": dataset.meta["text_sha256"], "rows": rows}, indent=1)
         return write_safely(arguments.out / f"{part}-{dataset.name}.json", lambda path: path.write_text(text))
 
-    # a report of the same judge and seed is continued, row by row; the rows of a network that has changed are measured anew
+    # a report of the same judge, seed and so on is continued, row by row; the rows of a network that has changed are measured anew
     report_path = arguments.out / "eval.json"
-    key = {"judge": hashes["judge"], "seed": arguments.seed, "length": length, "batch_size": arguments.batch_size}
-    key |= {"update": arguments.update, "easing": arguments.easing}
-    key["text"] = dataset.meta["text_sha256"]
-    try:
-        report = json.loads(report_path.read_text()) if report_path.exists() else {}
-        continued = report.get("key") == key
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{report_path} is damaged: delete it and run this again") from error
-    if not continued:
-        if report:
-            kept = report_path.replace(report_path.with_name("eval.json.old"))
-            print(f"{report_path} is of another judge, seed, length or text: it is now {kept}, and a new one is started")
+    key = {"judge": hashes["judge"], "text": dataset.meta["text_sha256"]}
+    key |= {name: getattr(arguments, name) for name in ("seed", "batch_size", "update", "easing")} | {"length": length}
+    report = load_report(report_path, key)
+    if not report:
         machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
         report = {"key": key, "machine": machine, "torch": torch.__version__, "length": length, "rows": []}
 
@@ -240,12 +262,12 @@ def main():
         bar.update(len(x_t))
 
     for network in networks.values():  # warm-up: a first pass takes longer
-        timed_samples(network, (min(arguments.batch_size, arguments.num_samples), length), 1, arguments.seed, arguments.batch_size)
+        timed_samples(network, (min(batch_size, arguments.num_samples), length), 1, arguments.seed, batch_size)
     for *job, samples in jobs:
         model, steps, temperature = job
         if rows.get(tuple(job), {}).get("samples", 0) < samples:
             shape = (samples, length)
-            x_1, seconds = timed_samples(networks[model], shape, steps, arguments.seed, arguments.batch_size, temperature, progress)
+            x_1, seconds = timed_samples(networks[model], shape, steps, arguments.seed, batch_size, temperature, progress)
             row = {"model": model, "network": hashes[model], "steps": steps, "temperature": temperature, "seconds_per_sample": seconds / samples}
             rows[tuple(job)] = row | measure(x_1, judge)
             report["rows"] = [rows[job] for job in sorted(rows)]
@@ -255,11 +277,11 @@ def main():
             bar.update(steps * samples)
     bar.close()
 
-    if len(networks) < 2:
+    many = max((steps for model, steps, _ in rows if model == "dfm"), default=None)
+    if len(networks) < 2 or not many:
         return print(f"\n{table(report)}")
 
     # one sample of each model, the first of its seed, alone in its batch; and the speed of writing
-    many = max(steps for model, steps, _ in rows)
     if report.get("pair_key") != (pair_key := [hashes["dfm"], many, hashes["fsdfm"], FEW]):
         report["pair"], report["pair_key"] = [], pair_key
         for model, steps in (("dfm", many), ("fsdfm", FEW)):
@@ -269,7 +291,7 @@ def main():
             report["pair"].append({"model": model, "steps": steps, "seconds": seconds, "perplexity": perplexity, "text": text})
         row = next(row for row in rows.values() if (row["model"], row["steps"]) == ("dfm", many))
         x_1 = blocks[torch.arange(row["samples"]) % len(blocks)]  # (N, L)
-        report["speed"] = compare_speed(networks["fsdfm"], judge, x_1, row, arguments.seed, arguments.batch_size)
+        report["speed"] = compare_speed(networks["fsdfm"], judge, x_1, row, arguments.seed, batch_size)
         save()
     print(f"\n{table(report)}\n\n{speed_table(report['speed'])}\n\n{side_by_side(report['pair'])}")
 

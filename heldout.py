@@ -110,12 +110,11 @@ def likelihood_report(networks, judge, blocks, seed):
     return rows
 
 
-def infill_report(networks, judge, blocks, steps, num_samples, seed):
-    """Accuracy and perplexity of the tokens written where held-out text was taken out."""
-    x_1 = blocks[torch.linspace(0, len(blocks) - 1, min(num_samples, len(blocks))).long()]  # spread over the text
+def infill_report(networks, judge, x_1, steps, seed, batch_size):
+    """Accuracy and perplexity of the tokens written where held-out text x_1 (N, L) was taken out."""
     torch.manual_seed(seed)
     patterns = {
-        "random half": torch.rand(x_1.shape, device=x_1.device) < 0.5,
+        "random half": torch.rand(x_1.shape, device=x_1.device).argsort(-1) < x_1.shape[1] // 2,  # exactly half
         "first half": (torch.arange(x_1.shape[1], device=x_1.device) < x_1.shape[1] // 2).expand(x_1.shape),
     }
     rows = []
@@ -124,7 +123,7 @@ def infill_report(networks, judge, blocks, steps, num_samples, seed):
         for name, network in networks.items():
             for n in steps:
                 torch.manual_seed(seed)
-                rows.append({"kept": pattern, "model": name, "steps": n} | infill(network, judge, x_1, kept, n))
+                rows.append({"kept": pattern, "model": name, "steps": n} | infill(network, judge, x_1, kept, n, batch_size))
     for row in rows:
         print(f"{row['kept']} kept: {row['model']:6}{row.get('steps', ''):>5}  {show(row, 'accuracy', 'perplexity')}")
     return rows

@@ -37,7 +37,7 @@ def generate_autoregressive(judge, x, length, callback=None, **draws):
     caches = [Cache(length) for _ in judge.blocks]
     unread = x
     for step in range(1, length - x.shape[1] + 1):
-        logits = judge(unread, caches=caches)[:, -1].float()  # (B, V)
+        logits = judge.read_out(judge(unread, caches=caches, hidden=True)[:, -1]).float()  # (B, V)
         unread = categorical(probabilities(logits, **draws))[:, None]  # (B, 1)
         x = torch.cat([x, unread], dim=1)
         if callback is not None:
@@ -69,7 +69,7 @@ def load_judge(name, device):
         judge, tokenizer = load_model(path, device)
         if not judge.config.causal:
             raise UserError(f"{path} is no judge: make it with `python train.py judge`")
-        return judge, tokenizer, file_hash(path)
+        return judge, tokenizer, file_hash(judge.file)
     try:
         from transformers import AutoModelForCausalLM
     except ImportError as error:

@@ -95,14 +95,16 @@ def load_released(checkpoint, network="student_ema_model", n_head=None, vocab_si
 
 
 def load_model(path, device="cpu", network=NETWORKS[0], n_head=None):
-    """A trained network (its EMA where it has one), ready to use, and its tokenizer.
+    """A trained network (its EMA where it has one), ready to use, and its tokenizer. network.file is the name of the file that was read.
 
     From a checkpoint of train.py or a published `.pth`, told apart by their keys; `network` and `n_head` are for the
     latter. UserError if the file is missing, damaged or something else.
     """
     checkpoint = load_checkpoint(path)
     if is_released(checkpoint):
-        return load_released(checkpoint, network, n_head).to(device), Tokenizer({"kind": "gpt2"})
-    must_be_ours(checkpoint, path)
-    model = network_of(checkpoint, path, "ema" if checkpoint["ema"] else "model")
-    return model.to(device).eval(), Tokenizer(checkpoint["tokenizer"])
+        model, tokenizer = load_released(checkpoint, network, n_head), Tokenizer({"kind": "gpt2"})
+    else:
+        must_be_ours(checkpoint, path)
+        model, tokenizer = network_of(checkpoint, path, "ema" if checkpoint["ema"] else "model"), Tokenizer(checkpoint["tokenizer"])
+    model.file = checkpoint["file"]
+    return model.to(device).eval(), tokenizer

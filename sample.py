@@ -16,7 +16,6 @@ import json
 import re
 import sys
 import time
-from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -112,13 +111,14 @@ class Watcher:
 def parse_steps(words):
     """["8"] -> 8; step sizes such as ["1/2", "0.25", "1/4"] -> a list of float. UserError if they are neither."""
     if len(words) == 1 and re.fullmatch(r"[+-]?\d+", words[0]):
-        if not 1 <= int(words[0][:9]) <= 65536:
+        if len(words[0]) > 9 or not 1 <= int(words[0]) <= 65536:
             raise UserError(f"--steps must be a number from 1 to 65536, not {words[0]}")
         return int(words[0])
     try:
-        sizes = [float(Fraction(word)) for word in words]
+        parts = [word.partition("/") for word in words]
+        sizes = [float(numerator) / float(denominator or 1) for numerator, _, denominator in parts]
         step_times(sizes)
-    except (ValueError, ZeroDivisionError, OverflowError) as error:
+    except (ValueError, ZeroDivisionError) as error:
         raise UserError(f"--steps takes a whole number, or step sizes above 0 that sum to 1 (such as 1/2 1/4 1/4), not {' '.join(words)}") from error
     return sizes
 
@@ -188,7 +188,7 @@ def main():
         for index, row in enumerate(x_1.tolist(), start=first):
             text = tokenizer.decode(row)
             if arguments.json:
-                print(json.dumps({"number": index, "text": text, "model": arguments.model, "steps": calls, "seed": arguments.seed}), flush=True)
+                print(json.dumps({"number": index, "text": text, "model": str(arguments.checkpoint or arguments.model), "steps": calls, "seed": arguments.seed}), flush=True)
             else:
                 print(("\n" + "-" * 80 + "\n" if index else "") + printable(text), flush=True)
     print(f"[{arguments.checkpoint or arguments.model}, {calls} steps, {time.perf_counter() - began:.2f} s for {arguments.num_samples}]", file=sys.stderr)

@@ -69,7 +69,7 @@ STAGES = ("judge", "dfm", "fsdfm")
 CHOICES = {"source": ("uniform", "mask"), "teacher": RULES, "mean": MEANS, "step_conditioning": ("on", "off"), "update": JUMP_PROBABILITIES, "step_weights": STEP_WEIGHTS}
 NETWORK = ("block_size", "n_layer", "n_head", "dim", "cond_dim", "source", "exponent")
 LIMITS = {  # of the numbers, lowest and highest
-    "block_size": (2, 2**20), "n_layer": (1, 1000), "n_head": (1, 1000), "dim": (2, 2**16), "cond_dim": (1, 2**16), "dropout": (0, 0.99), "exponent": (1, 10),
+    "block_size": (8, 2**20), "n_layer": (1, 1000), "n_head": (1, 1000), "dim": (2, 2**16), "cond_dim": (1, 2**16), "dropout": (0, 0.99), "exponent": (1, 10),
     "batch_size": (1, 2**16), "accumulation": (1, 2**16), "iterations": (1, 2**31), "learning_rate": (1e-9, 10), "warmup": (0, 2**31), "decay": (0, 1), "weight_decay": (0, 10),
     "largest_rate": (0.1, 1e9), "clip": (1e-6, 1e9), "ema_decay": (0, 0.999999), "text_steps": (1, 1024), "easing": (1, 10), "seed": (0, 2**32 - 1), "validate_every": (1, 2**31),
 }  # fmt: skip
@@ -117,18 +117,13 @@ def parse_arguments():
 
 def make_loss(stage, settings, ema):
     """loss(network, x_1) -> mean nats per token, for the stage. x_1 (B, L) is text."""
-
-    def judge(network, x_1):
-        return next_token_nll(network, x_1).mean()
-
-    def dfm(network, x_1):
-        return dfm_loss(network, x_1, settings["largest_rate"])
-
-    def fsdfm(network, x_1):
-        weights, rule, mean = STEP_WEIGHTS[settings["step_weights"]], settings["teacher"], settings["mean"]
-        return distillation_loss(network, ema, x_1, weights, rule, mean, settings["largest_rate"], settings["text_steps"])
-
-    return {"judge": judge, "dfm": dfm, "fsdfm": fsdfm}[stage]
+    weights, rule, mean = STEP_WEIGHTS[settings["step_weights"]], settings["teacher"], settings["mean"]
+    losses = {
+        "judge": lambda network, x_1: next_token_nll(network, x_1).mean(),
+        "dfm": lambda network, x_1: dfm_loss(network, x_1, settings["largest_rate"]),
+        "fsdfm": lambda network, x_1: distillation_loss(network, ema, x_1, weights, rule, mean, settings["largest_rate"], settings["text_steps"]),
+    }
+    return losses[stage]
 
 
 def build_model(stage, settings, dataset, out, device):
@@ -140,7 +135,7 @@ def build_model(stage, settings, dataset, out, device):
         must_fit(config, device)
         return Transformer(config)
     checkpoint = load_checkpoint(out / "dfm.pt")
-    must_be_ours(checkpoint, out / "dfm.pt")
+    must_be_ours(checkpoint, out / "dfm.pt", "dfm")
     dataset.must_match(checkpoint, out / "dfm.pt")
     if checkpoint["iteration"] < checkpoint["settings"]["iterations"]:
         raise UserError(f"{out / 'dfm.pt'} is not finished: run `python train.py dfm --resume`")
@@ -164,7 +159,9 @@ def main():
 
     # device, and the processes of torchrun if there are any
     rank, world, local_rank = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-    device = pick_device(arguments.device or (f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"))
+    device = pick_device(f"cuda:{local_rank}" if arguments.device in (None, "cuda") and torch.cuda.is_available() else arguments.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     torch.set_float32_matmul_precision("high")
 
     # data, and a run to go on with
@@ -172,9 +169,12 @@ def main():
     dataset = Dataset(arguments.data)
     checkpoint = None
     if arguments.resume and versions(path):
-        checkpoint = load_checkpoint(path)
-        must_be_ours(checkpoint, path)
+        checkpoint = load_checkpoint(path, mend=rank == 0)
+        must_be_ours(checkpoint, path, stage)
         dataset.must_match(checkpoint, path)
+        if checkpoint["passes"] % world:
+            raise UserError(f"{path} was begun with {checkpoint['passes']} forward passes an iteration: {world} processes cannot share them")
+        checkpoint["settings"]["accumulation"] = checkpoint["passes"] // world
         for name in given:
             if given[name] != checkpoint["settings"].get(name):
                 raise UserError(f"{path} was begun with {name} = {checkpoint['settings'].get(name)}, not {given[name]}: leave the flag out, or use --overwrite instead of --resume")
@@ -228,7 +228,7 @@ def main():
         save_checkpoint(path, {
             "stage": stage, "iteration": iteration, "seconds": time.perf_counter() - began, "config": asdict(model.config), "settings": settings,
             "tokenizer": dataset.tokenizer.description, "model": model.state_dict(), "ema": ema and ema.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers], "dfm": began_as,
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers], "dfm": began_as, "passes": passes,
         }, first=saved is None)  # fmt: skip
         saved = iteration
 
@@ -240,6 +240,7 @@ def main():
     began_as = checkpoint["dfm"] if checkpoint else file_hash(arguments.out / "dfm.pt") if stage == "fsdfm" else None
     saved = checkpoint["iteration"] if checkpoint else None
     start, stop = saved or 0, StopRequest(ignore=rank > 0)
+    passes = world * settings["accumulation"]  # forward passes in an iteration, whoever makes them
     if rank == 0:
         log = open_log(arguments.out / f"{stage}.csv", start)
         millions = sum(p.numel() for p in model.parameters()) / 1e6
@@ -252,8 +253,7 @@ def main():
                 group["lr"] = learning_rate(iteration, settings)
         total_loss = 0.0
         for micro_step in range(settings["accumulation"]):
-            passes = world * settings["accumulation"]
-            torch.manual_seed((settings["seed"] * 1_000_003 + iteration) * passes + rank * settings["accumulation"] + micro_step)
+            torch.manual_seed(((settings["seed"] * 1_000_003 + iteration) * passes + rank * settings["accumulation"] + micro_step) % 2**63)
             x_1 = dataset.batch("train", *batch_shape, device)  # (B, L)
             last = micro_step == settings["accumulation"] - 1
             with nullcontext() if last or world == 1 else network.no_sync(), autocast(device):
@@ -268,27 +268,27 @@ def main():
             update_ema(ema, model, min(settings["ema_decay"], (1 + iteration) / (10 + iteration)))
 
         done = iteration + 1
+        if done % 10 == 0 or done == settings["iterations"]:
+            if world > 1:  # the mean over the processes
+                torch.distributed.all_reduce(total_loss)
+                total_loss /= world
+            if rank == 0:
+                row = {"iteration": done, "loss": total_loss.item(), "seconds": round(time.perf_counter() - began, 2)}
+                if not math.isfinite(row["loss"]):
+                    raise spoilt(done)
+                bar.set_postfix(loss=f"{row['loss']:.3f}")
+                if done % settings["validate_every"] == 0 or done == settings["iterations"]:
+                    row["validation_loss"] = validate()
+                    bar.set_description(f"{stage} (validation {row['validation_loss']:.3f})")
+                log.writerow(row)
+                if "validation_loss" in row:
+                    save(done)
         if stop.signal:
-            save(done)
+            if saved != done:
+                save(done)
             bar.close()
             print(f"\nstopped after iteration {done}, which is saved: --resume goes on from there", file=sys.stderr)
             sys.exit(128 + stop.signal)
-        if done % 10 and done < settings["iterations"]:
-            continue
-        if world > 1:  # the mean over the processes
-            torch.distributed.all_reduce(total_loss)
-            total_loss /= world
-        if rank == 0:
-            row = {"iteration": done, "loss": total_loss.item(), "seconds": round(time.perf_counter() - began, 2)}
-            if not math.isfinite(row["loss"]):
-                raise spoilt(done)
-            bar.set_postfix(loss=f"{row['loss']:.3f}")
-            if done % settings["validate_every"] == 0 or done == settings["iterations"]:
-                row["validation_loss"] = validate()
-                bar.set_description(f"{stage} (validation {row['validation_loss']:.3f})")
-            log.writerow(row)
-            if "validation_loss" in row:
-                save(done)
     if world > 1:
         torch.distributed.barrier()  # a process that leaves while another still works may crash on its way out
         torch.distributed.destroy_process_group()

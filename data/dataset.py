@@ -22,6 +22,8 @@ class Dataset:
     """What data/prepare.py wrote for `name`: .train and .val (lists of memory-mapped uint16 arrays), .tokenizer, .meta."""
 
     def __init__(self, name):
+        if Path(name).name != name:
+            raise UserError(f"--data takes the name of a folder in data/, not {name!r}")
         self.name, folder = name, FOLDER / name
         self.cure = f"python data/prepare.py {name}" + (" --text FILE" if not folder.exists() and name != "pydocs" else "")
         try:

@@ -70,16 +70,18 @@ def download(address, path, sha256=None, timeout=30):
                     file.write(block)
                     bar.update(len(block))
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # the part is longer than the file: it is of another one
-            part.unlink()
-            raise UserError(f"{part} was of another file, and is deleted: run this again") from error
-        raise UserError(f"{address} cannot be downloaded: the server says {error.code} {error.reason}") from error
+        if error.code != 416:  # "range not satisfiable": nothing comes after what is there
+            raise UserError(f"{address} cannot be downloaded: the server says {error.code} {error.reason}") from error
+        total = int(error.headers.get("Content-Range", "*/0").rpartition("/")[2])
     except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
         got = part.stat().st_size if part.exists() else 0
         reason = getattr(error, "reason", None) or error
         raise UserError(f"{address} cannot be downloaded ({reason}): is there a network? {got:,} bytes are kept, run this again to go on") from error
     size = part.stat().st_size
-    if total is not None and size != total:
+    if total is not None and size > total:
+        part.unlink()
+        raise UserError(f"{part} was of another file, and is deleted: run this again")
+    if total is not None and size < total:
         raise UserError(f"the download of {address} was cut short, {size:,} of {total:,} bytes: run this again to go on")
     expected = sha256 or redirects.sha256
     with part.open("rb") as file:

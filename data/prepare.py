@@ -9,7 +9,7 @@
 from the sources, so nothing is imported or run. Packages that some systems leave out (tests, IDLE, Tk) are skipped,
 so the text depends on the Python version alone; meta.json records the version and a hash of the text.
 
-A text is never in the memory as a whole: it is read in pieces, which are cut where no token can reach across, encoded
+A file is never in the memory as a whole: it is read in pieces, which are cut where no token can reach across, encoded
 in as many threads as there are cores, and written. Documents are separated by GPT-2's end-of-text token, or by a blank
 line in other tokens; training and measuring take blocks of the whole, wherever they fall.
 """
@@ -27,6 +27,7 @@ import re
 import sys
 import sysconfig
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -44,8 +45,8 @@ from data.tokenizer import END, Tokenizer, learn_bpe, learn_char
 FOLDER = Path(__file__).parent
 OFTEN_MISSING = {"test", "tests", "idlelib", "tkinter", "turtledemo", "lib2to3", "distutils", "ensurepip"}
 OFTEN_MISSING |= {"site-packages", "dist-packages", "pydoc_data", "turtle.py"}
-PIECE = 2**20  # characters that are encoded at a time
-LEARN_FROM = 32  # pieces of the text that byte pairs are learned from
+PIECE = 2**18  # characters that are encoded at a time; tiktoken cannot take a million blanks in a row
+LEARN_FROM = 64  # pieces of the text that byte pairs are learned from
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -102,7 +103,7 @@ def read_text(path):
             yield decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (near byte {position + error.start}): convert it, for example with iconv") from error
-    except (OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:  # the last for a zip with a password
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
@@ -166,7 +167,10 @@ def encode(pieces, tokenizer, file):
 def describe_tokens(kind, train, vocab_size):
     """The description (tokenizer.py) of the tokens of that kind, learned from the training text where they are learned."""
     if kind == "char":
-        return learn_char(train)
+        description = learn_char(train)
+        if (count := len(description["characters"])) > 2**16:
+            raise UserError(f"{count} different characters do not fit in 16 bits: use --tokenizer bpe")
+        return description
     if kind == "gpt2":
         return {"kind": "gpt2"}
     return learn_bpe(islice(cut_safely(train), LEARN_FROM), vocab_size)
@@ -179,7 +183,7 @@ def write_meta(name, meta):
 
 def prepare(name, train, source, held_out=None, kind="bpe", vocab_size=1024, validation=0.1, tokens_of=None):
     """Writes data/NAME/. `train` and `held_out` are texts, functions that yield pieces; without the latter, the contiguous tail of the former is held
-    out, `validation` of its characters. The tokenizer is learned on the rest, or is that of the prepared text `tokens_of`."""
+    out, `validation` of its characters. The tokenizer is learned on the rest, or has the description `tokens_of`."""
     digest, length = hashlib.sha256(), 0
     for piece in tqdm(train(), desc="reading", unit="piece", leave=False, delay=1):
         digest.update(piece.encode())
@@ -188,9 +192,7 @@ def prepare(name, train, source, held_out=None, kind="bpe", vocab_size=1024, val
     if length < 1000 or cut == 0 or (cut == length and not held_out):
         raise UserError(f"the text is too short: {cut:,} characters to train on and {length - cut:,} held out")
     texts = {"train": lambda: part_of(train(), 0, cut), "val": held_out or (lambda: part_of(train(), cut, length))}
-    tokens = Tokenizer(Dataset(tokens_of).tokenizer.description if tokens_of else describe_tokens(kind, texts["train"](), vocab_size))
-    if tokens.vocab_size > 2**16:
-        raise UserError(f"{tokens.vocab_size} different characters do not fit in 16 bits: use --tokenizer bpe")
+    tokens = Tokenizer(tokens_of or describe_tokens(kind, texts["train"](), vocab_size))
 
     folder, counts = FOLDER / name, {}
     try:
@@ -201,6 +203,8 @@ def prepare(name, train, source, held_out=None, kind="bpe", vocab_size=1024, val
                     counts[split] = encode(text(), tokens, file)
 
             write_safely(folder / f"{split}.bin.new", write)
+        if min(counts.values()) == 0:
+            raise UserError("the text was gone when it was read for the second time: give ordinary files")
         (folder / "meta.json").unlink(missing_ok=True)  # from here on the old text is gone, and soon the new one is there
         for split in texts:
             os.replace(folder / f"{split}.bin.new", folder / f"{split}.bin")
@@ -264,9 +268,10 @@ def main():
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help=f"{', '.join(names)}, or a name of your own for --text; the folder in data/ that is written")
     parser.add_argument("--text", nargs="+", metavar="FILE", help="UTF-8 files to use instead (default: none)")
-    parser.add_argument("--tokenizer", choices=("bpe", "char", "gpt2"), help="byte pairs learned here, characters, or GPT-2's byte pairs (default: "
+    tokens = parser.add_mutually_exclusive_group()
+    tokens.add_argument("--tokenizer", choices=("bpe", "char", "gpt2"), help="byte pairs learned here, characters, or GPT-2's byte pairs (default: "
                         "gpt2 for texts that are downloaded, but char for shakespeare; else bpe)")  # fmt: skip
-    parser.add_argument("--tokens-of", metavar="NAME", help="use the tokens of this prepared text, to try its models on another (default: learn new ones)")
+    tokens.add_argument("--tokens-of", metavar="NAME", help="use the tokens of this prepared text, to try its models on another (default: learn new ones)")
     parser.add_argument("--vocab-size", type=number(int, 257, 65536), default=1024, help="tokens of bpe, 257 to 65536 (default: 1024)")
     parser.add_argument("--validation", type=float, default=0.1, help="part of the text, its tail, that is held out (default: 0.1)")
     parser.add_argument("--shards", type=number(int, 1, 99), default=1, help="files of fineweb-edu, 100 million tokens each, 1 to 99 (default: 1)")
@@ -279,9 +284,15 @@ def main():
     if not arguments.text and name not in names:
         raise UserError(f"there is no text called {name}: use {', '.join(names)}, or give your own with --text FILE")
     default = "bpe" if arguments.text or name == "pydocs" else "char" if name == "shakespeare" else "gpt2"
-    options = {"kind": arguments.tokenizer or default, "vocab_size": arguments.vocab_size, "validation": arguments.validation, "tokens_of": arguments.tokens_of}
+    if name == "fineweb-edu" and not arguments.text and (arguments.tokenizer or arguments.tokens_of):
+        raise UserError("fineweb-edu comes in GPT-2's tokens: leave out --tokenizer and --tokens-of")
+    tokens_of = Dataset(arguments.tokens_of).tokenizer.description if arguments.tokens_of else None
+    kind = tokens_of["kind"] if tokens_of else arguments.tokenizer or default
+    options = {"kind": kind, "vocab_size": arguments.vocab_size, "validation": arguments.validation, "tokens_of": tokens_of}
     if arguments.text:
         for path in arguments.text:
+            if Path(path).exists() and not Path(path).is_file():
+                raise UserError(f"{path} is no file: a text is read more than once")
             next(read_text(path))  # a file that cannot be read is said before anything is done
         separator = END if options["kind"] == "gpt2" else "\n\n"
         held = lock(FOLDER / f".{name}.lock")

@@ -11,9 +11,11 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
+os.environ["OMP_NUM_THREADS"] = "1"  # of the commands: networks this small are faster so, and far faster on a busy machine
 ROOT = Path(__file__).parent.parent
 TINY = ["--preset", "tiny"]  # the networks of the tests are trained in seconds
 FORKSERVER = multiprocessing.get_context("forkserver")
@@ -53,12 +55,20 @@ class Command:
 
     def __init__(self, folder, *arguments, **environment):
         self.arguments, self.output = [*map(str, arguments)], tempfile.TemporaryDirectory()
-        self.process = FORKSERVER.Process(target=be_the_command, args=(str(folder), self.arguments, self.output.name, environment))
+        arguments = (str(folder), self.arguments, self.output.name, environment)
+        self.process = FORKSERVER.Process(target=be_the_command, args=arguments, daemon=True)
         self.process.start()
 
     def shown(self, name):
         path = Path(self.output.name, name)
         return path.read_text(errors="replace") if path.exists() else ""
+
+    def wait_for(self, condition, seconds=120):
+        """Until condition() holds; an AssertionError if the command ends before, or takes longer than that."""
+        end = time.monotonic() + seconds
+        while not condition():
+            assert self.process.is_alive() and time.monotonic() < end, self.shown("stderr")
+            time.sleep(0.005)
 
     def send(self, number):
         """A signal, as from `kill`."""

@@ -287,7 +287,7 @@ def test_a_student_needs_a_finished_teacher(trained, tmp_path):
         (["data/prepare.py", "mine", "--text", "eval.py", "--tokens-of", "nothing"], "no text is prepared in data/nothing"),
         (["eval.py", "--dfm", "absent.pt"], "there is no absent.pt"),
         (["eval.py", "--dfm", "out/judge.pt"], "out/judge.pt is a judge"),
-        (["eval.py", "--infill", "--temperatures", "0.5"], "--temperatures is for the curve"),
+        (["eval.py", "--infill", "--temperatures", "0.5"], "--temperatures has no meaning here"),
         (["train.py", "dfm", "--learning-rate", "nan"], "--learning-rate: nan is not a number"),
         (["train.py", "judge", "--dropout", "1.5"], "--dropout: 1.5 is not a number from 0 to 0.99"),
         (["train.py", "fsdfm", "--dim", "32", "--out", "fresh"], "the student's network is the DFM's"),
@@ -322,7 +322,7 @@ def test_bad_texts(project, tmp_path):
     assert "cannot read" in error_line(project, "data/prepare.py", "mine", "--text", tmp_path / "absent")
     assert "--text" in error_line(project, "data/prepare.py", "mine")
     (tmp_path / "long").write_text("long enough " * 200)
-    assert "0 tokens to train on" in error_line(project, "data/prepare.py", "mine", "--text", tmp_path / "long", "--validation", "0.9999999")
+    assert "0 characters to train on" in error_line(project, "data/prepare.py", "mine", "--text", tmp_path / "long", "--validation", "0.9999999")
     assert "not a folder name" in error_line(project, "data/prepare.py", "dataset.py", "--text", tmp_path / "long")
     assert not (project / "data/mine").exists()
 

@@ -68,7 +68,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.end_headers()
         start = int(wanted[6:-1]) if wanted and manner != "no ranges" else 0
         if start >= len(body) and start:
-            return self.send_error(416)
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(body)}")
+            return self.end_headers()
         self.send_response(206 if start else 200)
         self.send_header("Content-Type", "text/html" if manner == "a login page" else "application/octet-stream")
         self.send_header("Content-Length", str(len(body) - start))
@@ -153,8 +155,8 @@ def test_killed_while_downloading(project, server, folder, then):
     """What was fetched is kept; the next run goes on from there if the server can, and starts again if not."""
     server.manner = "slow"
     command = prepare(project, server, wait=False)
-    while not (folder / "text.txt.part").exists() or (folder / "text.txt.part").stat().st_size < 100_000:
-        time.sleep(0.01)
+    part = folder / "text.txt.part"
+    command.wait_for(lambda: part.exists() and part.stat().st_size > 100_000)
     command.send(signal.SIGKILL)
     command.finish()
     kept = (folder / "text.txt.part").stat().st_size
@@ -163,6 +165,13 @@ def test_killed_while_downloading(project, server, folder, then):
     assert prepare(project, server).returncode == 0
     assert server.asked[-1] == ("/text.txt", f"bytes={kept}-")
     assert (folder / "text.txt").read_bytes() == TEXT
+
+
+def test_killed_before_it_was_renamed(project, server, folder):
+    """All is there, and only the hash is left to be looked at."""
+    folder.mkdir()
+    (folder / "text.txt.part").write_bytes(TEXT)
+    assert prepare(project, server).returncode == 0 and (folder / "text.txt").read_bytes() == TEXT
 
 
 def test_a_part_of_something_longer(project, server, folder):
