@@ -81,12 +81,17 @@ def compare_speed(fsdfm, judge, x_1, row, seed, batch_size):
 # tables
 
 
+def plus_minus(row, name, digits):
+    """Mean ± standard error, as text. A single sample has none."""
+    error = f" ± {row[name + '_error']:.{digits}f}" if row["samples"] > 1 else ""
+    return f"{row[name]:.{digits}f}{error}"
+
+
 def table(report):
     """The rows as text, a line each."""
     lines = [f"{'':8}{'steps':>6}{'temp.':>7}{'perplexity':>20}{'corpus':>9}{'entropy, bits':>16}{'distinct 4':>12}{'s/sample':>10}{'samples':>9}"]
     for row in [report["real"], *report["rows"]]:
-        perplexity = f"{row['perplexity']:.1f} ± {row['perplexity_error']:.1f}"
-        entropy = f"{row['entropy']:.2f} ± {row['entropy_error']:.2f}"
+        perplexity, entropy = plus_minus(row, "perplexity", 1), plus_minus(row, "entropy", 2)
         seconds = f"{row['seconds_per_sample']:.3f}" if "seconds_per_sample" in row else ""
         lines.append(f"{row['model']:8}{row.get('steps', ''):>6}{row.get('temperature', ''):>7}{perplexity:>20}{row['corpus_perplexity']:>9.1f}"
                      f"{entropy:>16}{row['distinct_4grams']:>12.3f}{seconds:>10}{row['samples']:>9}")  # fmt: skip
