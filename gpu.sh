@@ -11,7 +11,6 @@ if ! python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; the
     exit 2
 fi
 python -m pytest -q tests/test_cuda.py
+bash speedrun.sh
 python bench.py
 python bench.py --preset paper-small --out out-paper
-bash speedrun.sh
-python bench.py --only start

@@ -285,7 +285,7 @@ def autocast(device):
     """bfloat16 for the matrix products where the hardware is faster at it: GPUs that have it, and CPUs with AMX or AVX-512's bfloat16
     products (7 to 18 times and 4 times there, measured; weights stay float32). Elsewhere float32 throughout."""
     if device.type == "cuda":
-        enabled = torch.cuda.is_bf16_supported()
+        enabled = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         can = getattr(torch.cpu, "get_capabilities", dict)()
         enabled = can.get("amx_bf16", False) or can.get("avx512_bf16", False)

@@ -48,7 +48,9 @@ class Muon(torch.optim.Optimizer):
             for shape, matrices in by_shape.items():
                 directions = []
                 for p in matrices:
-                    momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                    if not self.state[p]:
+                        self.state[p]["momentum"] = torch.zeros_like(p)
+                    momentum = self.state[p]["momentum"]
                     momentum.lerp_(p.grad, 1 - group["momentum"])
                     directions.append(p.grad.lerp(momentum, group["momentum"]))
                 size = group["lr"] * 0.2 * max(shape) ** 0.5

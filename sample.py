@@ -101,8 +101,8 @@ class Watcher:
         ids = x_t[0].tolist()
         pieces = ["_" if i == self.mask_id else printable(self.tokenizer.decode([i])) for i in ids]
         if sys.stdout.isatty():
-            changed = [self.previous is not None and a != b for a, b in zip(ids, self.previous or ids)]
-            pieces = [f"{CHANGED}{piece}{PLAIN}" if mark else piece for piece, mark in zip(pieces, changed)]
+            before = (self.previous or ids) + [None] * len(ids)  # the judge's text grows
+            pieces = [f"{CHANGED}{piece}{PLAIN}" if a != b else piece for piece, a, b in zip(pieces, ids, before)]
             print(HOME_AND_CLEAR, end="")
         print(f"--- step {step} of {self.steps}\n{''.join(pieces)}", flush=True)
         self.previous = ids

@@ -67,7 +67,7 @@ def test_the_host_never_waits():
 
 
 def test_compiled_steps_write_text():
-    """The network with its jump as one graph, as sample.py --compile makes it: tokens of the vocabulary, and no second compilation."""
+    """The network with its jump as one graph: tokens of the vocabulary, and no second compilation."""
     teacher = network().eval()
     step = torch.compile(make_step(teacher), fullgraph=True)
     torch._dynamo.utils.counters.clear()

@@ -196,16 +196,19 @@ def test_a_full_disk_in_earnest(trained, tmp_path):
         subprocess.run(["umount", "-l", str(disk)])
 
 
-def test_a_loss_that_is_no_number(trained, tmp_path):
-    """The run stops, says at which iteration, and leaves the last good checkpoint."""
+@pytest.mark.parametrize("stage", ["dfm", "fsdfm"])
+def test_a_loss_that_is_no_number(trained, tmp_path, stage):
+    """The run stops, says at which iteration, and leaves the last good checkpoint. (The spoilt student's teacher is asked before the loss is looked at.)"""
+    if stage == "fsdfm":
+        shutil.copy(trained / "out/dfm.pt", tmp_path)
     spoil = "import sys, train\nmake = train.make_loss\ncount = [0]\n" + (
         "def make_bad(*arguments):\n    good = make(*arguments)\n    def loss(*batch):\n        count[0] += 1\n"
         "        return good(*batch) * (float('nan') if count[0] > 30 else 1)\n    return loss\ntrain.make_loss = make_bad\n"
         "import checkpoint\ncheckpoint.run_command(train.main)\n"
     )
-    line = error_line_of(run_python(trained, "-c", spoil, "dfm", *SHORT, "--out", tmp_path))
-    assert "not finite at iteration" in line and "dfm.pt is of iteration" in line and "--learning-rate" in line
-    checkpoint = torch.load(tmp_path / "dfm.pt", weights_only=True)
+    line = error_line_of(run_python(trained, "-c", spoil, stage, *SHORT, "--out", tmp_path))
+    assert "not finite at iteration" in line and f"{stage}.pt is of iteration" in line and "--learning-rate" in line
+    checkpoint = torch.load(tmp_path / f"{stage}.pt", weights_only=True)
     assert checkpoint["iteration"] in (10, 20) and all(value.isfinite().all() for value in checkpoint["model"].values())
 
 
