@@ -117,11 +117,12 @@ def parse_arguments():
 
 def make_loss(stage, settings, ema):
     """loss(network, x_1) -> mean nats per token, for the stage. x_1 (B, L) is text."""
-    weights, rule, mean = STEP_WEIGHTS[settings["step_weights"]], settings["teacher"], settings["mean"]
     losses = {
         "judge": lambda network, x_1: next_token_nll(network, x_1).mean(),
         "dfm": lambda network, x_1: dfm_loss(network, x_1, settings["largest_rate"]),
-        "fsdfm": lambda network, x_1: distillation_loss(network, ema, x_1, weights, rule, mean, settings["largest_rate"], settings["text_steps"]),
+        "fsdfm": lambda network, x_1: distillation_loss(
+            network, ema, x_1, STEP_WEIGHTS[settings["step_weights"]], settings["teacher"], settings["mean"], settings["largest_rate"], settings["text_steps"]
+        ),
     }
     return losses[stage]
 
