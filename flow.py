@@ -155,8 +155,9 @@ def categorical(probs, block=64):
     """One draw per row of (N, V) weights that need not sum to 1. Returns (N,) int64.
 
     Inverse cumulative sum: one uniform number a row instead of V, and in float64, since a tail that rounding cuts off
-    lowers the temperature in secret (compiled by Inductor, it has float32's resolution). A weight of zero is never drawn. The sum is taken over blocks of tokens, and then
-    within the block that was hit, so that V float64 numbers a row are never written (13 times as fast at V = 1,024).
+    lowers the temperature in secret (compiled by Inductor it has float32's resolution). A weight of zero is never drawn.
+    The sum is taken over blocks of tokens, and then within the block that was hit, so that V float64 numbers a row are
+    never written (13 times as fast at V = 1,024).
     """
     N, V = probs.shape
     whole = V // block * block

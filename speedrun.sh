@@ -18,7 +18,7 @@ fi
 source setup.sh
 
 # glibc hands every large block back to the system and faults it in again at the next step. Keeping it makes a
-# training step on a CPU about 1.25 times as fast (measured); other systems ignore the variable.
+# training step on a CPU 1.2 to 1.5 times as fast (measured); other systems ignore the variable.
 export GLIBC_TUNABLES=glibc.malloc.trim_threshold=8000000000:glibc.malloc.mmap_max=0
 
 if [ ! -f data/pydocs/meta.json ]; then

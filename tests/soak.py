@@ -1,7 +1,7 @@
 """Faults by the hundred, at random: python tests/soak.py. Prints how many were survived, and stops at the first that was not.
 
 kill -9 at random moments of training (20 times: every stage in turn), 50 single bits flipped in checkpoints, 50 MB of text on one line, and 500 random
-command lines over all scripts, all from fixed seeds. Some ten minutes on 2 cores. test_faults.py runs a few of each.
+command lines over all scripts, all from fixed seeds. Two to ten minutes on 2 cores. test_faults.py runs a few of each.
 """
 
 import csv
