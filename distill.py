@@ -1,175 +1,184 @@
-"""The shortcut teacher: what FS-DFM's student learns from.
+"""The shortcut teacher: what the few-step student learns from.
 
-FS-DFM's third idea: a student that takes one step of size h should land where a teacher lands with two steps of h / 2.
-The teacher is the student itself, smoothed over time (an EMA of its weights), so accuracy climbs from fine steps, which
-learn from real text, to the coarsest, each size learning from the half below it. The paper's text is for the finest step
-alone, 1/1024. Ours is for all from 1/64 down: so few tokens jump in one of them that none need agree with another (the DFM
-gains nothing from more than 64 steps), the text is a better teacher than a copy of a copy of itself, and it costs no calls.
+FS-DFM's third idea: one step of size h should predict what two steps of h/2 predict. The teacher
+is the student itself, its weights averaged over time (EMA). Fine steps have the data loss, and
+every larger step learns from steps of half its size. The paper's data loss is for h = 1/1024 alone.
+Ours is for h = 2/L and finer, 1/64 for L = 128: there the DFM gains nothing from more than 64 steps
+(docs/results.md), so nothing is left to distil, and the data loss needs no teacher.
 
-The teacher is a Runge-Kutta rule of order 4, jumping by the cumulative scalar in between:
+The teacher's target at (x_t, t), all calls conditioned on h/2, with jumps of the cumulative scalar:
 
-    l1 at (x_t, t)              x_a = jump(x_t, l1) to t + h/2
-    l2 at (x_a, t + h/2)        x_b = jump(x_a, l2) to t + h
-    l3 at (x_b, t + h/2)        x_c = jump(x_b, l3) to t + h
-    l4 at (x_c, t + h)          target = mean of the logits with weights 1, 2, 2, 1
+    l1 = teacher(x_t, t)              x_a = jump(x_t, l1) to t + h/2
+    l2 = teacher(x_a, t + h/2)        x_b = jump(x_a, l2) to t + h
+    l3 = teacher(x_b, t + h/2)        x_c = jump(x_b, l3) to t + h
+    l4 = teacher(x_c, t + h)          target = (l1 + 2 l2 + 2 l3 + l4) / 6
 
-Its l3 and l4 see more text than belongs to the time they are told: x_b has jumped twice, x_c three times. That sharpens the target, and
-so does the mean of logits. `simpson` asks each state at its own time, with the weights of Simpson's rule and three calls instead of four:
+The paper calls it RK-4. The weights are Runge-Kutta's, but the stages are chained and random, so no
+order of accuracy is claimed. What does it teach? Along the true path the expected later posterior
+is the present one, so a mean of probabilities along it would teach nothing. This target differs for
+two reasons: a mean of logits is sharper than a mean of probabilities, and x_b and x_c have jumped
+further than their time says.
 
-    l1 at (x_t, t)              x_a = jump(x_t, l1) to t + h/2
-    l2 at (x_a, t + h/2)        x_b = jump(x_a, l2) to t + h
-    l3 at (x_b, t + h)          target = mean of the logits with weights 1, 4, 1
+Steps that are trained: h = 1, 1/2, ..., 1/1024, with t on a grid of 1/1024. Steps that are sampled
+by default: those of flow.time_grid with power 2, whose h lie between these (15/64, 13/64, ... for
+8 steps). `training_grid="sampler"` trains those instead; docs/paper.md has what it is worth.
 
-It sharpens less: more entropy and a higher perplexity at 1 to 4 steps. RESULTS.md compares them.
-
-Source: FS-DFM (arXiv 2509.20624), sections on the shortcut teacher. Read next: optimizer.py.
+Source: FS-DFM (arXiv 2509.20624), sections on the shortcut teacher. Read next: train.py.
 """
-
-import math
 
 import torch
 
-from flow import generalized_kl, in_parts, jump, sample_path, text_logits
+from flow import FINEST, Sampler, generalized_kl, jump, sample_path, text_logits
 
-FINEST = 1024  # the finest step is 1/1024, and times are its multiples
-
-
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # the teacher's target
 
 
-def ask(teacher, x, t, h, previous):
-    """The teacher's answer at state x: (B, L, d), which it reads its logits out of. Under the mask source, a token that a jump has just
-    shown has no prediction of its own any more (nothing trains the network's output there): the `previous` one, made while it was masked, stays."""
-    answer = teacher(x, t, h, hidden=True)
-    if teacher.config.source == "mask" and previous is not None:
-        return torch.where((x == teacher.config.mask_id)[..., None], answer, previous)
-    return answer
+def predict(teacher, x, t, h, previous):
+    """The teacher's logits at state x, (B, L, V) float32.
+
+    Under the mask source a token that a jump has just unmasked has no prediction of its own any
+    more, since nothing trains the output there. It keeps the `previous` one.
+    """
+    logits = text_logits(teacher(x, t, h), teacher.config)
+    if teacher.config.source == "mask":
+        return torch.where((x == teacher.config.mask_id)[..., None], logits, previous)
+    return logits
 
 
-def move(teacher, x, answer, t, h):
-    """One jump of size h by what the teacher answered: (B, L) tokens at time t + h."""
-    return in_parts(lambda logits, x, t, h: jump(x, logits, t, h, teacher.config), teacher, answer, x, t, h)
-
-
-def rk4_stages(teacher, x_t, t, h):
-    """The four answers of the paper's Runge-Kutta-4, one after the other, (B, L, d) each."""
-    half, middle = h / 2, t + h / 2
-    yield (l1 := ask(teacher, x_t, t, half, None))
-    x_a = move(teacher, x_t, l1, t, half)
-    yield (l2 := ask(teacher, x_a, middle, half, l1))
-    x_b = move(teacher, x_a, l2, middle, half)
-    yield (l3 := ask(teacher, x_b, middle, half, l2))
-    x_c = move(teacher, x_b, l3, middle, half)
-    yield ask(teacher, x_c, t + h, half, l3)
-
-
-def heun_stages(teacher, x_t, t, h):
-    """The two answers of Heun's rule (Runge-Kutta-2), half the cost: at the start and after a half step."""
-    half, middle = h / 2, t + h / 2
-    yield (l1 := ask(teacher, x_t, t, half, None))
-    x_a = move(teacher, x_t, l1, t, half)
-    yield ask(teacher, x_a, middle, half, l1)
-
-
-def simpson_stages(teacher, x_t, t, h):
-    """The three answers before, between and after two half steps, each state at its own time."""
-    half, middle = h / 2, t + h / 2
-    yield (l1 := ask(teacher, x_t, t, half, None))
-    x_a = move(teacher, x_t, l1, t, half)
-    yield (l2 := ask(teacher, x_a, middle, half, l1))
-    x_b = move(teacher, x_a, l2, middle, half)
-    yield ask(teacher, x_b, t + h, half, l2)
-
-
-RULES = {  # the stages, and their weights in the mean
-    "rk4": (rk4_stages, (1, 2, 2, 1)),
-    "simpson": (simpson_stages, (1, 4, 1)),
-    "heun": (heun_stages, (1, 1)),
-}
-MEANS = ("logits", "probabilities")
+def weighted_mean(weights, logits, mean="logits"):
+    """The mean of logits, or the logits of the mean of probabilities. (B, L, V) each."""
+    total = sum(weights)
+    if mean == "logits":
+        return sum(w * l for w, l in zip(weights, logits, strict=True)) / total
+    p = sum(w * l.softmax(-1) for w, l in zip(weights, logits, strict=True)) / total
+    return p.clamp(min=1e-30).log()  # log 0 would make 0 * inf in the loss
 
 
 @torch.no_grad()
-def shortcut_answers(teacher, x_t, t, h, rule="rk4", mean="logits"):
-    """What `target_logits` makes the target of: the rule's weights, and its stages' answers, (B, L, d) each. For the mean of logits
-    these are one already, the mean of the answers, since logits are read out of an answer by a linear map."""
-    stages, weights = RULES[rule]
-    weights = [weight / sum(weights) for weight in weights]
-    answers = list(stages(teacher, x_t, t, h))
-    if mean == "logits":
-        return [1.0], [sum(weight * answer for weight, answer in zip(weights, answers, strict=True))]
-    return weights, answers
+def rk4_target(teacher, x_t, t, h, last=None, update="cumulative", mean="logits"):
+    """What the student should predict at (x_t, t, h): (B, L, V) float32 logits.
+
+    x_t (B, L), t and h (B,). last (B,) bool marks steps that end at t + h = 1 with x_1 ~ p.
+    """
+    config, half = teacher.config, h / 2
+    l1 = text_logits(teacher(x_t, t, half), config)
+    x_a = jump(x_t, l1, t, half, config, update=update)
+    l2 = predict(teacher, x_a, t + half, half, l1)
+    x_b = jump(x_a, l2, t + half, half, config, last, update)
+    l3 = predict(teacher, x_b, t + half, half, l2)
+    x_c = jump(x_b, l3, t + half, half, config, last, update)
+    l4 = predict(teacher, x_c, t + h, half, l3)
+    return weighted_mean((1, 2, 2, 1), (l1, l2, l3, l4), mean)
 
 
-def target_logits(teacher, weights, answers):
-    """What the student should answer: (B, L, V) float32 logits, of the mean of probabilities over the answers."""
-    logits = [text_logits(teacher.read_out(answer), teacher.config) for answer in answers]
-    if len(logits) == 1:
-        return logits[0]
-    probs = sum(weight * part.softmax(-1) for weight, part in zip(weights, logits, strict=True))
-    return probs.clamp(min=1e-30).log()  # log 0 would make 0 * inf in the loss
+@torch.no_grad()
+def heun_target(teacher, x_t, t, h, last=None, update="cumulative", mean="logits"):
+    """Half the cost: the predictions before and after a half step (the paper's name: Heun)."""
+    config, half = teacher.config, h / 2
+    l1 = text_logits(teacher(x_t, t, half), config)
+    x_a = jump(x_t, l1, t, half, config, update=update)
+    l2 = predict(teacher, x_a, t + half, half, l1)
+    return weighted_mean((1, 1), (l1, l2), mean)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# the student's loss
+@torch.no_grad()
+def simpson_target(teacher, x_t, t, h, last=None, update="cumulative", mean="logits"):
+    """Ours: before, between and after two half steps, every state at its own time, with the
+    weights of Simpson's rule. It sharpens less than RK-4 and needs three calls instead of four."""
+    config, half = teacher.config, h / 2
+    l1 = text_logits(teacher(x_t, t, half), config)
+    x_a = jump(x_t, l1, t, half, config, update=update)
+    l2 = predict(teacher, x_a, t + half, half, l1)
+    x_b = jump(x_a, l2, t + half, half, config, last, update)
+    l3 = predict(teacher, x_b, t + h, half, l2)
+    return weighted_mean((1, 4, 1), (l1, l2, l3), mean)
 
-STEP_WEIGHTS = {  # how often h = 1, 1/2, ..., 1/1024 are trained
-    "flat": [1] * 11,
-    # Few of the largest steps, whose text grows dull (entropy falls) when they are trained much: README, "Choices".
+
+TARGETS = {"rk4": rk4_target, "heun": heun_target, "simpson": simpson_target}
+
+# ------------------------------------------------------------------------------------------------
+# the steps that are trained
+
+STEP_WEIGHTS = {  # how often a batch has steps of size h = 1, 1/2, 1/4, ..., 1/1024
+    "uniform": [1] * 11,
+    # few of the largest steps: training them much makes low-entropy text (docs/results.md)
     "balanced": [0.6, 0.7, 0.9, 4, 12, 14, 16, 12, 10, 10, 19.8],
     "paper": [2**i for i in range(11)],
 }
 
 
-def sample_step_sizes(batch_size, weights):
-    """(B,) step sizes from 1, 1/2, ..., 1/1024 in proportion to `weights`, largest first, so that those which need a
-    teacher come before those which do not. One shared random offset, as for times: the proportions hardly vary."""
-    weights = torch.tensor(weights, dtype=torch.float64)  # (11,)
-    points = (torch.arange(batch_size) + torch.rand(())) / batch_size  # (B,)
-    index = torch.searchsorted(weights.cumsum(0) / weights.sum(), points.double()).clamp(max=len(weights) - 1)
-    return 0.5**index.float()
+def sample_step_counts(batch_size, weights):
+    """(B,) int64 from 1, 2, 4, ..., 1024 in proportion to `weights`: n stands for steps of size
+    1/n. One shared random offset, as in flow.sample_times, so that proportions hardly vary."""
+    cumulative = torch.tensor(weights, dtype=torch.float64).cumsum(0)  # (11,)
+    points = (torch.arange(batch_size) + torch.rand(())) / batch_size  # (B,) in [0, 1)
+    index = torch.searchsorted(cumulative, points.double() * cumulative[-1], right=True)
+    return 2 ** index.clamp(max=len(weights) - 1)
 
 
-def sample_grid_times(h):
-    """(B,) times, each uniform on the multiples of 1/1024 with t + h <= 1. Neighbours are a golden section apart: any
-    few in a row, such as those of one step size, are spread over [0, 1], and the loss varies less."""
-    points = (torch.rand(()) + 0.6180339887 * torch.arange(len(h))) % 1  # (B,)
-    return (points * (FINEST * (1 - h) + 1)).floor() / FINEST
+def sample_steps(n, grid_power=None):
+    """t, h and last, (B,) each, of one step out of n (B,) for every sequence.
+
+    h = 1/n, and t is uniform on the multiples of 1/1024 with t + h <= 1. With a grid_power the
+    step is instead one of the n steps of flow.time_grid, each as likely as the others.
+    """
+    # neighbours are a golden section apart, so that the times of similar n are spread evenly
+    points = (torch.rand(()) + 0.6180339887 * torch.arange(len(n))) % 1  # (B,)
+    if grid_power is None:
+        starts = FINEST - FINEST // n + 1  # (B,), how many times there are
+        i = (points * starts).long()
+        return i / FINEST, 1 / n, i == starts - 1
+    i = (points * n).long()
+    t = 1 - (1 - i / n) ** grid_power
+    t_next = 1 - (1 - (i + 1) / n) ** grid_power
+    return t, t_next - t, i == n - 1
 
 
-def forward_kl(teacher_logits, student_logits):
+# ------------------------------------------------------------------------------------------------
+# the student's loss
+
+
+def forward_kl(target, logits):
     """KL(teacher || student) per token, (B, L) nats, for two (B, L, V) float32 logits."""
-    log_p_teacher = teacher_logits.log_softmax(-1)
-    return (log_p_teacher.exp() * (log_p_teacher - student_logits.log_softmax(-1))).sum(-1)
+    log_q = target.log_softmax(-1)
+    return (log_q.exp() * (log_q - logits.log_softmax(-1))).sum(-1)
 
 
-def distillation_loss(student, teacher, x_1, weights, rule="rk4", mean="logits", largest_rate=math.inf, text_steps=64):
-    """Mean loss of a batch of text x_1 (B, L), in nats per token: KL to the shortcut teacher where the step is
-    large, generalised KL to the text where it is 1 / text_steps or finer, which needs no teacher and runs none.
-    The paper's text_steps is 1024; with 1 there is no teacher at all."""
-    config, device = student.config, x_1.device
-    h = sample_step_sizes(len(x_1), weights)  # drawn on the CPU, so that the split below needs no sync
-    n_taught = int((h > 1 / text_steps).sum())
-    t = sample_grid_times(h)
-    t, h = t.to(device, non_blocking=True), h.to(device, non_blocking=True)
-    x_t = sample_path(x_1, t, config)
-    answer = student(x_t, t, h, hidden=True)  # (B, L, d)
+def distillation_loss(student, teacher, x_1, settings):
+    """The student's loss, mean nats per token over texts x_1 (B, L).
 
-    def from_text(logits, x_1, x_t, t):
-        return generalized_kl(logits, x_1, x_t, t, config, largest_rate)
+    Steps of 1/data_steps and finer (on the sampler's grid: out of data_steps or more) have the data
+    loss, generalised KL to the text. The paper's data_steps is 1024, ours is half of L, at most
+    1024. Larger steps have the KL to the teacher. `settings` are train.py's: step_weights,
+    data_steps, training_grid, loss_weight_max, and for the teacher: teacher, mean, update and
+    teacher_last_jump.
+    """
+    config, L = student.config, x_1.shape[1]
+    # 1. a step for every sequence; on the CPU, where splitting the batch needs no sync
+    n = sample_step_counts(len(x_1), STEP_WEIGHTS[settings.step_weights])
+    n = n.sort().values  # largest steps first: rows [:k] have the teacher, rows [k:] the data loss
+    k = int((n < min(settings.data_steps or L // 2, FINEST)).sum())
+    power = Sampler().power(config) if settings.training_grid == "sampler" else None
+    t, h, last = (part.to(x_1.device, non_blocking=True) for part in sample_steps(n, power))
 
-    def from_teacher(logits, x_t, *answers):
-        kl = forward_kl(target_logits(teacher, stage_weights, answers), text_logits(logits, config))
-        return torch.where(x_t == config.mask_id, kl, 0) if config.source == "mask" else kl
+    # 2. the student's prediction
+    x_t = sample_path(x_1, t, config)  # (B, L)
+    logits, fine_logits = student(x_t, t, h).split([k, len(x_1) - k])  # (k, L, n_tokens), ...
 
-    losses = []  # (n, L) each
-    if n_taught:
-        stage_weights, answers = shortcut_answers(teacher, x_t[:n_taught], t[:n_taught], h[:n_taught], rule, mean)
-        losses.append(in_parts(from_teacher, student, answer[:n_taught], x_t[:n_taught], *answers))
-    if n_taught < len(x_1):
-        losses.append(in_parts(from_text, student, answer[n_taught:], x_1[n_taught:], x_t[n_taught:], t[n_taught:]))
-    return torch.cat(losses).mean()
+    # 3. data loss of the fine steps
+    loss = generalized_kl(fine_logits, x_1[k:], x_t[k:], t[k:], config, settings.loss_weight_max)
+    if k == 0:
+        return loss.mean()
+
+    # 4. the teacher's target for the large steps
+    ends = last[:k] if settings.teacher_last_jump == "posterior" else None
+    make_target = TARGETS[settings.teacher]
+    target = make_target(teacher, x_t[:k], t[:k], h[:k], ends, settings.update, settings.mean)
+    kl = forward_kl(target, text_logits(logits, config))  # (k, L)
+    if config.source == "mask":
+        kl = torch.where(x_t[:k] == config.mask_id, kl, 0)  # unmasked tokens teach nothing
+    return torch.cat([kl, loss]).mean()
 
 
 @torch.no_grad()

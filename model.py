@@ -1,17 +1,22 @@
-"""The network: one transformer that serves as judge, as many-step DFM and as few-step FS-DFM.
+"""The network: a transformer that predicts the whole text x_1 from a noisy one.
 
-    logits = model(x_t, t, h)        x_t (B, L) tokens  ->  (B, L, V) scores for what x_1 is at every place
+    logits = model(x_t, t, h)      tokens x_t (B, L), time t (B,), step size h (B,) -> (B, L, V)
 
-It is a DiT (Peebles & Xie, 2023) over tokens: a transformer without a causal mask whose LayerNorms are shifted,
-scaled and gated by a vector c that says *when* on the path from noise to text we are (t) and, for the few-step
-student, *how far the next step will go* (h). That h is FS-DFM's first idea: one network, told its step size.
+softmax(logits) is the posterior: for every position, the probability of each of the V tokens of the
+vocabulary to stand there in the text x_1, given the noisy x_t. (Under the mask source there is one
+token more, MASK, whose logit is ignored.)
 
-    DFM      c = SiLU(E_t(t))
-    FS-DFM   c = SiLU(W2 SiLU(W1 [E_t(t), E_h(h)]))        W1 shared, W2 its own in every block
-    judge    causal attention, no noise and so no time: t = 1 always
+It is a DiT (Peebles & Xie, 2023) over tokens: a transformer without a causal mask, whose layer
+norms are shifted, scaled and gated by a vector c ("adaLN"). c says when on the path from noise
+to text we are (t), and, for the few-step student, how large the next step is (h). Conditioning
+on the step size is FS-DFM's first idea: one network that knows how far it must go.
 
-Source: FS-DFM (arXiv 2509.20624), whose network follows SEDD (Lou et al., 2024); rotary positions from RoFormer
-(Su et al., 2021). Read next: flow.py, where the logits become motion.
+    DFM, the many-step baseline    c = SiLU(E_t(t))
+    FS-DFM, the few-step student   c = SiLU(W2 SiLU(W1 [E_t(t), E_h(h)]))
+    judge, which scores text       a causal mask, and no noise: t = 1 always
+
+Sources: FS-DFM (arXiv 2509.20624), whose network follows SEDD (Lou et al., 2024); rotary
+positions from RoFormer (Su et al., 2021). Read next: flow.py, where logits become text.
 """
 
 import math
@@ -21,57 +26,60 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from common.fast import attention_on_cpu
+
 
 @dataclass
 class ModelConfig:
-    """All that is needed to rebuild a network and the path it was trained on; stored in every checkpoint."""
+    """What is needed to rebuild a network and its path. Stored with the weights."""
 
-    vocab_size: int  # V: tokens that text is made of; the mask source adds one more, MASK, with the id V
-    block_size: int = 128  # L: tokens in a training sequence (rotary positions run on past it)
+    vocab_size: int  # V, the tokens of the text; the mask source adds one more, MASK, with id V
+    block_size: int = 128  # L, tokens in a training sequence
     n_layer: int = 6
     n_head: int = 4
-    dim: int = 256  # d: width of the residual stream
-    cond_dim: int = 64  # width of the vector c that carries t and h
+    dim: int = 256  # d, width of the residual stream
+    cond_dim: int = 64  # width of the vectors that t and h are embedded in
     dropout: float = 0.0
-    source: str = "uniform"  # what x_0 is: "uniform" (random tokens) or "mask" (all MASK)
+    source: str = "uniform"  # x_0: "uniform" (random tokens) or "mask" (all MASK)
     exponent: float = 1.0  # the schedule is kappa(t) = t ** exponent
-    easing: float = 1.0  # n steps run between the times 1 - (1 - i/n)^easing: 1 is uniform, above 1 they shrink towards the end
-    update: str = "cumulative"  # how a step's jump probability is found: "cumulative" (scalar) or "euler"
-    causal: bool = False  # the judge: attention looks back only
-    step_aware: bool = False  # FS-DFM: the network is told h
-    time_scale: float = 1000.0  # t and h are multiplied by it before the sinusoids; the released checkpoints use 1
+    causal: bool = False  # the judge: attention to the left only
+    step_aware: bool = False  # FS-DFM: conditioned on h
+    time_scale: float = 1000.0  # t and h are multiplied by it before they are embedded
 
     @property
-    def n_tokens(self) -> int:
-        """Size of the embedding and of the output: V, or V + 1 with a MASK token."""
+    def n_tokens(self):
+        """Rows of the embedding and of the output: V, or V + 1 with MASK."""
         return self.vocab_size + (self.source == "mask")
 
     @property
-    def mask_id(self) -> int:
-        """The id of MASK under the mask source; under the uniform source -1, which equals no token."""
+    def mask_id(self):
+        """The id of MASK; -1, which equals no token, under the uniform source."""
         return self.vocab_size if self.source == "mask" else -1
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# t and h as vectors
+# ------------------------------------------------------------------------------------------------
+# conditioning on t and h
 
 
 class ScalarEmbedding(nn.Module):
-    """A number in [0, 1] as a vector: 128 cosines and 128 sines of falling frequency, then a small MLP."""
+    """A number in [0, 1] -> a vector: 128 cosines and 128 sines, then a small MLP."""
 
     def __init__(self, cond_dim, scale):
         super().__init__()
         self.scale = scale
-        self.mlp = nn.Sequential(nn.Linear(256, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim))
+        self.mlp = nn.Sequential(
+            nn.Linear(256, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim)
+        )
 
     def forward(self, value):  # (B,) -> (B, cond_dim)
-        frequencies = torch.exp(-math.log(10000) * torch.arange(128, device=value.device) / 128)  # (128,)
+        powers = torch.arange(128, device=value.device) / 128
+        frequencies = torch.exp(-math.log(10000) * powers)  # (128,)
         angles = self.scale * value[:, None].float() * frequencies  # (B, 128)
         return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
 
 
 class Condition(nn.Module):
-    """t (and h) -> the vector that each block's Modulation reads: (B, c) for DFM, (B, 2c) for FS-DFM."""
+    """t (and h) -> the vector that modulates every block: (B, c) for DFM, (B, 2c) for FS-DFM."""
 
     def __init__(self, config):
         super().__init__()
@@ -89,84 +97,60 @@ class Condition(nn.Module):
 
 
 class Modulation(nn.Module):
-    """adaLN: c -> `parts` vectors of width d (shifts, scales, gates). Starts at zero, so gates start shut."""
+    """adaLN: c -> `parts` vectors (B, 1, d): shifts, scales, gates. All are zero at the start."""
 
     def __init__(self, config, parts):
         super().__init__()
         self.parts = parts
-        self.fuser = nn.Linear(2 * config.cond_dim, config.cond_dim) if config.step_aware else None
+        self.fuser = None
+        if config.step_aware:
+            self.fuser = nn.Linear(2 * config.cond_dim, config.cond_dim)
         self.linear = nn.Linear(config.cond_dim, parts * config.dim)
 
-    def forward(self, c):  # (B, c) or (B, 2c) -> parts x (B, 1, d)
+    def forward(self, c):
         if self.fuser is not None:
-            c = F.silu(self.fuser(c))
+            c = F.silu(self.fuser(c))  # (B, 2c) -> (B, c)
         return self.linear(c).unsqueeze(1).chunk(self.parts, dim=-1)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # the transformer
 
 
-def rotary_tables(length, heads, head_dim, device):
-    """cos and signed sin of position times frequency for `rotate`, (L, heads, head_dim) each: the same for all heads, but
-    written out, since long rows without a broadcast in them are twice as fast on a CPU (measured)."""
-    frequencies = 10000 ** (-torch.arange(0, head_dim, 2, device=device).float() / head_dim)  # (head_dim / 2,)
-    angles = torch.arange(length, device=device).float()[:, None] * frequencies  # (L, head_dim / 2)
-    cos, sin = torch.cat([angles, angles], dim=-1).cos(), torch.cat([-angles, angles], dim=-1).sin()  # (L, head_dim)
-    return cos[:, None].repeat(1, heads, 1), sin[:, None].repeat(1, heads, 1)
+def rotary_tables(positions, head_dim):
+    """cos and sin (L, head_dim) of position times frequency, for positions (L,)."""
+    powers = torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim
+    angles = positions.float()[:, None] * 10000**-powers  # (L, head_dim / 2)
+    angles = torch.cat([angles, angles], dim=-1)  # (L, head_dim)
+    return angles.cos(), angles.sin()
 
 
 def rotate(x, cos, sin):
-    """Turns the pairs (x[i], x[i + head_dim / 2]) by their angles, so that q . k depends on distance only.
-    (a, b) -> (a cos - b sin, b cos + a sin), for x (B, L, heads, head_dim)."""
-    a, b = x.chunk(2, dim=-1)  # (B, L, heads, head_dim / 2) each
-    return torch.addcmul(x * cos, torch.cat([b, a], dim=-1), sin)
-
-
-def attend(q, k, v, causal):
-    """softmax(q k^T / sqrt(head_dim)) v. (B, heads, L, head_dim) each; k and v may be longer than q."""
-    few = q[..., 0].numel() * k.shape[2] <= 2**21  # scores that fit into a processor's cache
-    if q.is_cuda or not (few or torch.is_grad_enabled()):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-    # On a CPU the formula written out is faster: 3 times in the backward pass, 2 to 3 times for few scores in bfloat16 (measured, L = 128).
-    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (B, heads, L, L)
-    if causal:
-        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-        scores = scores.masked_fill(future, -torch.inf)
-    return scores.softmax(-1).to(v.dtype) @ v
-
-
-class Cache:
-    """The keys and values of the tokens a causal block has read, with room for `capacity`."""
-
-    def __init__(self, capacity):
-        self.capacity, self.length = capacity, 0
-
-    def extend(self, k, v):
-        """Takes in those of new tokens; returns all so far, (B, heads, length, head_dim) each."""
-        if self.length == 0:
-            shape = (*k.shape[:2], self.capacity, k.shape[3])
-            self.keys, self.values = k.new_empty(shape), v.new_empty(shape)
-        start, self.length = self.length, self.length + k.shape[2]
-        self.keys[:, :, start : self.length], self.values[:, :, start : self.length] = k, v
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+    """Rotates the pairs (x[i], x[i + head_dim / 2]) by their angles, so that q . k depends on the
+    distance of two positions only. x (B, heads, L, head_dim)."""
+    a, b = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-b, a], dim=-1) * sin
 
 
 class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.n_head, self.causal = config.n_head, config.causal
+        self.n_head = config.n_head
+        self.causal = config.causal
         self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
         self.out = nn.Linear(config.dim, config.dim, bias=False)
+        self.kv_cache = None  # the judge sets one while it writes token by token (common/judge.py)
 
-    def forward(self, x, cos, sin, cache=None):
+    def forward(self, x, cos, sin):
         B, L, d = x.shape
-        qk, v = self.qkv(x).view(B, L, 3 * self.n_head, d // self.n_head).split([2 * self.n_head, self.n_head], dim=2)
-        qk = rotate(qk, cos.to(qk.dtype), sin.to(qk.dtype))  # (B, L, 2 heads, d / heads)
-        q, k, v = (part.transpose(1, 2) for part in (*qk.chunk(2, dim=2), v))  # (B, heads, L, d / heads) each
-        if cache is not None:  # what was read before is not computed again
-            k, v = cache.extend(k, v)  # (B, heads, tokens so far, d / heads) each
-        y = attend(q, k, v, self.causal and L > 1)  # (B, heads, L, d / heads)
+        qkv = self.qkv(x).view(B, L, 3, self.n_head, d // self.n_head)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, L, head_dim) each
+        q = rotate(q, cos, sin).to(v.dtype)
+        k = rotate(k, cos, sin).to(v.dtype)
+        if self.kv_cache is not None:
+            k, v = self.kv_cache.extend(k, v)
+        attend = F.scaled_dot_product_attention if x.is_cuda else attention_on_cpu
+        y = attend(q, k, v, is_causal=self.causal and L > 1)  # (B, heads, L, head_dim)
         return self.out(y.transpose(1, 2).reshape(B, L, d))
 
 
@@ -178,16 +162,18 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.norm2 = nn.LayerNorm(config.dim, bias=False)
         self.mlp = nn.Sequential(
-            nn.Linear(config.dim, 4 * config.dim), nn.GELU(approximate="tanh"), nn.Linear(4 * config.dim, config.dim)
+            nn.Linear(config.dim, 4 * config.dim),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(4 * config.dim, config.dim),
         )
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, c, cos, sin, cache=None):
+    def forward(self, x, c, cos, sin):  # x (B, L, d)
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(c)  # (B, 1, d) each
-        y = self.attention(torch.addcmul(shift_1, self.norm1(x), 1 + scale_1), cos, sin, cache)  # addcmul(a, b, c) = a + b c
-        x = torch.addcmul(x, gate_1, self.dropout(y))
-        y = self.mlp(torch.addcmul(shift_2, self.norm2(x), 1 + scale_2))
-        return torch.addcmul(x, gate_2, self.dropout(y))  # (B, L, d)
+        branch = self.attention(self.norm1(x) * (1 + scale_1) + shift_1, cos, sin)
+        x = x + gate_1 * self.dropout(branch)
+        branch = self.mlp(self.norm2(x) * (1 + scale_2) + shift_2)
+        return x + gate_2 * self.dropout(branch)
 
 
 class OutputLayer(nn.Module):
@@ -197,21 +183,17 @@ class OutputLayer(nn.Module):
         self.norm = nn.LayerNorm(config.dim, bias=False)
         self.linear = nn.Linear(config.dim, config.n_tokens)
 
-    def forward(self, x, c):
+    def forward(self, x, c):  # (B, L, d) -> (B, L, n_tokens)
         shift, scale = self.modulation(c)
-        return self.norm(x) * (1 + scale) + shift  # (B, L, d), for self.linear to read
+        return self.linear(self.norm(x) * (1 + scale) + shift)
 
 
 class Transformer(nn.Module):
-    """Logits for x_1 at every place.
+    """logits = model(x_t, t, h).
 
-    forward(x, t, h): x (B, L) int64 tokens below config.n_tokens; t (B,) float in [0, 1]; h (B,) float in (0, 1],
-    ignored unless config.step_aware. The judge (config.causal) takes x alone, and with `caches`, one a block, only
-    the tokens that follow those it has read: all of a text's beginning at once, then one at a time. Returns
-    (B, L, n_tokens), in the autocast type if autocast is on: call .float() before a softmax that is sampled from.
-
-    With hidden=True it stops before the last matrix and returns (B, L, d). `read_out` makes logits of that, of some
-    sequences at a time where the vocabulary is large (flow.in_parts): they are by far the largest tensor of all.
+    x_t (B, L) int64 tokens below config.n_tokens; t (B,) float in [0, 1]; h (B,) float in (0, 1],
+    ignored unless config.step_aware. Returns (B, L, n_tokens) logits for x_1, in bfloat16 under
+    autocast. The judge (config.causal) takes x alone; `start` is the position of its first token.
     """
 
     def __init__(self, config):
@@ -221,72 +203,56 @@ class Transformer(nn.Module):
         self.condition = Condition(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.output_layer = OutputLayer(config)
-        self.apply(self._init_weights)
+        self.apply(init_weights)
         for module in self.modules():
             if isinstance(module, Modulation):
                 nn.init.zeros_(module.linear.weight)
         nn.init.zeros_(self.output_layer.linear.weight)
 
-    @staticmethod
-    def _init_weights(module):
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-    def forward(self, x, t=None, h=None, caches=None, hidden=False):
+    def forward(self, x_t, t=None, h=None, start=0):
         if self.config.causal:
-            t = torch.ones(len(x), device=x.device)  # the judge reads clean text, the end of every path
-        start = caches[0].length if caches else 0
-        heads = 2 * self.config.n_head  # those of q and of k
-        tables = rotary_tables(start + x.shape[1], heads, self.config.dim // self.config.n_head, x.device)
-        cos, sin = (table[start:] for table in tables)  # (L, 2 heads, head_dim) each
+            t = torch.ones(len(x_t), device=x_t.device)  # clean text, the end of every path
+        positions = torch.arange(start, start + x_t.shape[1], device=x_t.device)
+        cos, sin = rotary_tables(positions, self.config.dim // self.config.n_head)
         c = self.condition(t, h)
-        x = self.embedding(x)  # (B, L, d)
-        for block, cache in zip(self.blocks, caches or [None] * len(self.blocks)):
-            x = block(x, c, cos, sin, cache)
-        x = self.output_layer(x, c)
-        return x if hidden else self.read_out(x)
-
-    def read_out(self, hidden):
-        """(..., d) -> (..., n_tokens): a linear map, so the mean of logits is the logits of the mean."""
-        return self.output_layer.linear(hidden)
+        x = self.embedding(x_t)  # (B, L, d)
+        for block in self.blocks:
+            x = block(x, c, cos, sin)
+        return self.output_layer(x, c)  # (B, L, n_tokens)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+def init_weights(module):
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+# ------------------------------------------------------------------------------------------------
 # from DFM to FS-DFM
 
 
 @torch.no_grad()
-def make_step_aware(student, dfm):
-    """Fills `student` (step_aware) with the weights of `dfm` so that it starts as exactly the same function.
+def copy_dfm_weights(student, dfm, fuser_init="copy"):
+    """Fills `student` (step_aware) with the weights of `dfm`.
 
-    What reads h is new, and must not disturb what is learned. SiLU(a) - SiLU(-a) = a, so the two fusers can pass
-    E_t(t) through unharmed: W1 makes [a, -a], W2 = [I, -I] restores a, and the last SiLU is the DFM's own. The
-    columns of W1 that read E_h(h) start at zero: the student knows nothing of h, and learns from there.
+    fuser_init "copy": the student starts as exactly the same function. The layers that read h are
+    new and must not disturb what is learned. SiLU(a) - SiLU(-a) = a, so two linear layers with a
+    SiLU between them can pass E_t(t) through: W1 makes [a, -a], and W2 = [I, -I] makes a again.
+    The columns of W1 that read E_h(h) start at zero.
+
+    fuser_init "fresh": random weights there, as in the published code.
     """
-    state = dfm.state_dict()
-    student.load_state_dict(state, strict=False)
+    student.load_state_dict(dfm.state_dict(), strict=False)
+    if fuser_init == "fresh":
+        return
     identity = torch.eye(dfm.config.cond_dim)
-    nothing = torch.zeros_like(identity)
-    student.condition.fuser.weight.copy_(torch.cat([torch.cat([identity, nothing], 1), torch.cat([-identity, nothing], 1)]))
+    zeros = torch.zeros_like(identity)
+    w1 = torch.cat([torch.cat([identity, zeros], 1), torch.cat([-identity, zeros], 1)])
+    w2 = torch.cat([identity, -identity], 1)
+    student.condition.fuser.weight.copy_(w1)
     student.condition.fuser.bias.zero_()
     for module in student.modules():
         if isinstance(module, Modulation):
-            module.fuser.weight.copy_(torch.cat([identity, -identity], 1))
+            module.fuser.weight.copy_(w2)
             module.fuser.bias.zero_()
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# where it runs
-
-
-def autocast(device):
-    """bfloat16 for the matrix products where the hardware is faster at it: GPUs that have it, and CPUs with AMX or AVX-512's bfloat16
-    products (7 to 18 times and 4 times there, measured; weights stay float32). Elsewhere float32 throughout."""
-    if device.type == "cuda":
-        enabled = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        can = getattr(torch.cpu, "get_capabilities", dict)()
-        enabled = can.get("amx_bf16", False) or can.get("avx512_bf16", False)
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

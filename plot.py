@@ -1,108 +1,181 @@
 """The pictures of what eval.py measured.
 
-    python plot.py        out/eval.json -> out/curve.png, and out/frontier.png if there are several temperatures
+    python plot.py     OUT/eval.json -> OUT/curve.png; with several temperatures OUT/frontier.png
 
-The curve: perplexity and entropy against steps. The frontier: perplexity against entropy, the fairest comparison there is,
-since both fall together when the draws are made safer; a model is better where its line lies lower at equal entropy.
+Curve     perplexity and entropy against the number of steps, at temperature 1.
+Frontier  perplexity against entropy, a point for each temperature. It is the fairest comparison,
+          since a lower temperature lowers both. A model is better where its line is lower at equal
+          entropy.
+
+Error bars are one standard error over samples. Before: eval.py.
 """
 
-import argparse
 import json
 from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("Agg")  # draws into a file, also where there is no screen
+matplotlib.use("Agg")  # draws into a file, without a screen
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogFormatter
 
-from checkpoint import Parser, UserError, run_command, write_safely
+from common.command import Parser, UserError, run_command
+from common.files import write_safely
+from flow import Sampler
 
-LINE_STYLES = ("-", "--", ":", "-.")
-STYLES = {"dfm": ("DFM", "#1f5fa8", "o"), "fsdfm": ("FS-DFM", "#d1495b", "s")}
+LABELS = {"dfm": "DFM", "fsdfm": "FS-DFM"}
+STYLES = {
+    "dfm": {"color": "#1f5fa8", "marker": "o", "linewidth": 2, "capsize": 3},
+    "fsdfm": {"color": "#d1495b", "marker": "s", "linewidth": 2, "capsize": 3},
+}
+LINE_STYLES = ("-", "--", ":", "-.")  # of the frontier, by the number of steps
+GREY = "#444444"  # of real text
+PERPLEXITY = "generative perplexity (lower is better)"
+ENTROPY = "token entropy, bits"
+LOOK = {"font.size": 13, "axes.spines.top": False, "axes.spines.right": False}
+
+# ------------------------------------------------------------------------------------------------
+# rows of the report
 
 
-def draw(report):
-    """The figure: left perplexity (log-log), right entropy of tokens; bars are one standard error."""
-    plt.rcParams.update({"font.size": 13, "axes.spines.top": False, "axes.spines.right": False})
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.4), layout="constrained")
-    for axis, measure in ((left, "perplexity"), (right, "entropy")):
-        for model, (label, colour, marker) in STYLES.items():
-            rows = sorted((row for row in report["rows"] if row["model"] == model and row["temperature"] == 1), key=lambda row: row["steps"])
-            if not rows:
-                continue
-            steps, values, errors = ([row[key] for row in rows] for key in ("steps", measure, measure + "_error"))
-            axis.errorbar(steps, values, errors, label=label, color=colour, marker=marker, linewidth=2, capsize=3)
-        axis.axhline(report["real"][measure], color="#444444", linestyle="--", label="real text")
+def column(rows, name):
+    return [row[name] for row in rows]
+
+
+def curve_rows(report, model):
+    """The model's rows at temperature 1, by steps."""
+    rows = [row for row in report["rows"] if (row["model"], row["temperature"]) == (model, 1)]
+    return sorted(rows, key=lambda row: row["steps"])
+
+
+def frontier_rows(report, model, steps):
+    """The model's rows with this number of steps, by temperature; [] if there is only one."""
+    rows = [row for row in report["rows"] if (row["model"], row["steps"]) == (model, steps)]
+    return sorted(rows, key=lambda row: row["temperature"]) if len(rows) > 1 else []
+
+
+def title(report, rows):
+    """What the rows have in common: length, sampler, and how many samples are behind them."""
+    parts = [f"{report['length']} tokens"]
+    for name in ("update", "grid_power", "step_conditioning"):
+        if report["key"][name] != getattr(Sampler(), name):  # what is not the default
+            parts.append(f"{name.replace('_', ' ')} {report['key'][name]}")
+    fewest, most = min(column(rows, "samples")), max(column(rows, "samples"))
+    count = str(most) if fewest == most else f"{fewest} to {most}"
+    return ", ".join(parts) + f"; error bars: one standard error over {count} samples"
+
+
+# ------------------------------------------------------------------------------------------------
+# the two figures
+
+
+def plain_log_scale(axis):
+    """A vertical log scale with plain numbers."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter("{x:,.0f}")
+    axis.yaxis.set_minor_formatter(LogFormatter())  # only as many labels as there is room for
+
+
+def draw_curve(report):
+    """The figure: left perplexity, right entropy, against the number of steps."""
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5.4), layout="constrained")
+    lines = {model: curve_rows(report, model) for model in LABELS}
+    shown = [row for rows in lines.values() for row in rows]
+    ticks = sorted(set(column(shown, "steps")))
+    for axis, measure in zip(axes, ("perplexity", "entropy")):
+        for model, rows in lines.items():
+            values, errors = column(rows, measure), column(rows, measure + "_error")
+            if rows:
+                style = STYLES[model] | {"label": LABELS[model]}
+                axis.errorbar(column(rows, "steps"), values, errors, **style)
+        axis.axhline(report["real"][measure], color=GREY, linestyle="--", label="real text")
         axis.set_xscale("log", base=2)
-        ticks = sorted({row["steps"] for row in report["rows"]})
         axis.set_xticks(ticks, [f"{n:,}" for n in ticks], rotation=45)
-        axis.set_xlabel("refinement steps")
+        axis.set_xlabel("sampling steps")
         axis.grid(alpha=0.25)
-    left.set_yscale("log")
-    left.set_ylabel("generative perplexity (lower is better)")
-    right.set_ylabel("entropy of a sample's tokens, bits")
-    left.legend(frameon=False)
-    rule = f", {report['key']['update']} steps" if report["key"]["update"] else ""
-    figure.suptitle(f"{report['length']} tokens from noise{rule}; bars: one standard error of {sample_counts(report['rows'])} samples")
+    plain_log_scale(axes[0])
+    axes[0].set_ylabel(PERPLEXITY)
+    axes[1].set_ylabel(ENTROPY)
+    axes[0].legend(frameon=False)
+    figure.suptitle(title(report, shown))
     return figure
+
+
+def draw_temperatures(axis, rows, style):
+    """A line of the frontier, and the temperature beside each of its points."""
+    x, y = column(rows, "entropy"), column(rows, "perplexity")
+    dx, dy = column(rows, "entropy_error"), column(rows, "perplexity_error")
+    axis.errorbar(x, y, dy, dx, **style)
+    for row, *point in zip(rows, x, y):
+        text = f"{row['temperature']:g}"
+        axis.annotate(text, point, (5, -13), textcoords="offset points", fontsize=9)
 
 
 def draw_frontier(report):
-    """The figure: a line for each model and number of steps, a point for each temperature, real text as a star."""
-    plt.rcParams.update({"font.size": 13, "axes.spines.top": False, "axes.spines.right": False})
+    """The figure: a line for each model and number of steps, a point for each temperature, and a
+    star for real text."""
     figure, axis = plt.subplots(figsize=(10, 7), layout="constrained")
-    shown = [row for row in report["rows"] if len(temperatures(report, row)) > 1]
-    all_steps = sorted({row["steps"] for row in shown})
-    for model, (label, colour, marker) in STYLES.items():
-        for steps in all_steps:
-            rows = sorted((row for row in shown if (row["model"], row["steps"]) == (model, steps)), key=lambda row: row["temperature"])
-            if not rows:
-                continue
-            x, y, dx, dy = ([row[key] for row in rows] for key in ("entropy", "perplexity", "entropy_error", "perplexity_error"))
-            style = LINE_STYLES[all_steps.index(steps) % len(LINE_STYLES)]
-            axis.errorbar(x, y, dy, dx, label=f"{label}, {steps:,} steps", color=colour, marker=marker, linestyle=style, capsize=2)
-            for row in rows:
-                axis.annotate(f"{row['temperature']:g}", (row["entropy"], row["perplexity"]), (5, -13), textcoords="offset points", fontsize=9)
-    axis.plot(report["real"]["entropy"], report["real"]["perplexity"], "*", color="#444444", markersize=18, linestyle="", label="real text")
-    axis.set_yscale("log")
-    axis.yaxis.set_major_formatter("{x:.0f}")
-    axis.yaxis.set_minor_formatter("{x:.0f}")
-    axis.set_xlabel("entropy of a sample's tokens, bits")
-    axis.set_ylabel("generative perplexity (lower is better)")
+    steps = sorted(set(column(report["rows"], "steps")))
+    lines = {(model, n): frontier_rows(report, model, n) for model in LABELS for n in steps}
+    lines = {key: rows for key, rows in lines.items() if rows}
+    drawn_steps = sorted({n for _, n in lines})
+    for (model, n), rows in lines.items():
+        line_style = LINE_STYLES[drawn_steps.index(n) % len(LINE_STYLES)]
+        label = f"{LABELS[model]}, {n:,} step{'s' if n > 1 else ''}"
+        draw_temperatures(axis, rows, STYLES[model] | {"linestyle": line_style, "label": label})
+    star = {"color": GREY, "marker": "*", "markersize": 18, "linestyle": "", "label": "real text"}
+    axis.plot(report["real"]["entropy"], report["real"]["perplexity"], **star)
+    plain_log_scale(axis)
+    axis.set_xlabel(ENTROPY)
+    axis.set_ylabel(PERPLEXITY)
     axis.grid(alpha=0.25)
-    axis.legend(frameon=False)
-    figure.suptitle(f"{report['length']} tokens; beside each point its temperature; bars: one standard error of {sample_counts(shown)} samples")
+    axis.legend(frameon=False, handlelength=3)
+    shown = [row for rows in lines.values() for row in rows]
+    figure.suptitle(f"{title(report, shown)}\nbeside each point: temperature")
     return figure
 
 
-def temperatures(report, row):
-    """Those at which the row's model was measured with as many steps."""
-    return {other["temperature"] for other in report["rows"] if (other["model"], other["steps"]) == (row["model"], row["steps"])}
+def draw_all(report):
+    """{file name: figure} of a report."""
+    plt.rcParams.update(LOOK)
+    figures = {}
+    if any(curve_rows(report, model) for model in LABELS):
+        figures["curve.png"] = draw_curve(report)
+    steps = set(column(report["rows"], "steps"))
+    if any(frontier_rows(report, model, n) for model in LABELS for n in steps):
+        figures["frontier.png"] = draw_frontier(report)
+    return figures
 
 
-def sample_counts(rows):
-    """The numbers of samples behind the points, such as "8 to 64"."""
-    counts = sorted({row["samples"] for row in rows})
-    return f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
+# ------------------------------------------------------------------------------------------------
+# the command
 
 
 def main():
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("out"), help="folder of eval.json and of the pictures (default: out)")
-    arguments = parser.parse_args()
-    path = arguments.out / "eval.json"
+    parser = Parser(__doc__)
+    text = "folder of eval.json and of the pictures (default: out)"
+    parser.add_argument("--out", type=Path, default=Path("out"), help=text)
+    out = parser.parse_args().out
+    path = out / "eval.json"
     if not path.exists():
         raise UserError(f"there is no {path}: make it with `python eval.py`")
     try:
-        report = json.loads(path.read_text())
-        figures = {"curve.png": draw(report)}
-        if len({row["temperature"] for row in report["rows"]}) > 1:
-            figures["frontier.png"] = draw_frontier(report)
+        figures = draw_all(json.loads(path.read_text()))
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise UserError(f"{path} is not a report of eval.py ({type(error).__name__}): delete it and run `python eval.py`") from error
+        raise UserError(
+            f"{path} is not a report of eval.py ({type(error).__name__}): "
+            "delete it and run `python eval.py`"
+        ) from error
+    if not figures:
+        raise UserError(
+            f"{path} has nothing to draw: run `python eval.py` at temperature 1 or at several"
+        )
     for name, figure in figures.items():
-        write_safely(arguments.out / name, lambda temporary, figure=figure: figure.savefig(temporary, dpi=150, format="png"))
-        print(f"wrote {arguments.out / name}")
+        write_safely(
+            out / name,
+            lambda temporary, figure=figure: figure.savefig(temporary, dpi=150, format="png"),
+        )
+        print(f"wrote {out / name}")
 
 
 if __name__ == "__main__":

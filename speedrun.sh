@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# From nothing to the picture: text, judge, DFM, FS-DFM, measurements, curve. Run it again to go on where it stopped.
+# From nothing to the picture: text, judge, DFM, FS-DFM, measurements, curve. Run it again to go on
+# where it stopped.
 #
 #     bash speedrun.sh                 results in out/
 #     bash speedrun.sh --seed 2        another seed, in out-seed2/
@@ -15,10 +16,11 @@ elif [ $# -gt 0 ]; then
     echo "error: the only flag is --seed NUMBER" >&2
     exit 2
 fi
-source setup.sh
+source common/setup.sh
 
-# glibc hands every large block back to the system and faults it in again at the next step. Keeping it makes a
-# training step on a CPU 1.2 to 1.5 times as fast (measured); other systems ignore the variable.
+# glibc returns every large block to the system and faults it in again at the next step. Keeping it
+# makes a training step on a CPU 1.2 to 1.5 times as fast (measured). Other systems ignore the
+# variable.
 export GLIBC_TUNABLES=glibc.malloc.trim_threshold=8000000000:glibc.malloc.mmap_max=0
 
 if [ ! -f data/pydocs/meta.json ]; then

@@ -3,5 +3,5 @@
 
 set -euo pipefail
 cd "$(dirname "$0")"
-source setup.sh
+source common/setup.sh
 exec python -m pytest -q tests "$@"

@@ -1,20 +1,24 @@
 """Text -> token files (uint16) and meta.json (what they are), in data/NAME/.
 
-    python data/prepare.py pydocs                     the documentation that every Python carries; no network
+    python data/prepare.py pydocs                     documentation of Python itself; no network
     python data/prepare.py mine --text a.txt b.txt    your own UTF-8 text, of any size
-    python data/prepare.py shakespeare                downloaded; also tinystories, wikitext103, openwebtext
+    python data/prepare.py shakespeare                downloaded; also tinystories, wikitext103
+                                                      and openwebtext
     python data/prepare.py fineweb-edu --shards 10    a billion of GPT-2's tokens, ready made
 
-`pydocs` is the language reference of pydoc_data.topics and the docstrings of the standard library, read with `ast`
-from the sources, so nothing is imported or run. Packages that some systems leave out (tests, IDLE, Tk) are skipped,
-so the text depends on the Python version alone; meta.json records the version and a hash of the text.
+`pydocs` is the language reference of pydoc_data.topics, and the docstrings of the standard
+library. `ast` reads them from the sources, so nothing is imported or run. Packages that some
+systems leave out (tests, IDLE, Tk) are skipped, so the text depends on the Python version alone.
+meta.json records the version and a hash of the text.
 
-A file is never in the memory as a whole: it is read in pieces, which are cut where no token can reach across, encoded
-in as many threads as there are cores, and written. Documents are separated by GPT-2's end-of-text token, or by a blank
-line in other tokens; training and measuring take blocks of the whole, wherever they fall.
+A file is never in memory as a whole. It is read in pieces, and cut only where no token can cross
+the cut. As many threads as there are cores encode the pieces. Documents are separated by GPT-2's
+end-of-text token, or by a blank line in other tokens. Training and evaluation take blocks from
+anywhere in the text, across documents.
+
+Read next: tokenizer.py.
 """
 
-import argparse
 import ast
 import codecs
 import gzip
@@ -32,29 +36,41 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+# `python data/prepare.py` puts data/ on the path, and the imports below need the folder above it
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 from tqdm import tqdm
 
-from checkpoint import Parser, UserError, lock, number, run_command, write_safely
+from common.command import Parser, UserError, number, run_command
+from common.files import lock, write_safely, write_text
 from data.dataset import FORMAT, Dataset
 from data.download import SHARDS, TEXTS, download
 from data.tokenizer import END, Tokenizer, learn_bpe, learn_char
 
 FOLDER = Path(__file__).parent
-OFTEN_MISSING = {"test", "tests", "idlelib", "tkinter", "turtledemo", "lib2to3", "distutils", "ensurepip"}
-OFTEN_MISSING |= {"site-packages", "dist-packages", "pydoc_data", "turtle.py"}
-PIECE = 2**18  # characters that are encoded at a time; tiktoken cannot take a million blanks in a row
-LEARN_FROM = 64  # pieces of the text that byte pairs are learned from
+
+# Folders and files of the standard library that some systems leave out.
+OFTEN_MISSING = {"test", "tests", "idlelib", "tkinter", "turtledemo", "lib2to3", "distutils"}
+OFTEN_MISSING |= {"ensurepip", "site-packages", "dist-packages", "pydoc_data", "turtle.py"}
+
+PIECE = 2**18  # characters encoded at a time; tiktoken fails on a million blanks in a row
+LEARN_FROM = 64  # byte pairs are learned from this many pieces of the text
+
+SHARD_MAGIC = 20240520  # the first number of a shard's header
+SHARD_HEADER = 1024  # bytes: 256 int32, of which three are used (magic, version, tokens)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# texts: functions without arguments whose answer yields the text in pieces of str
+# ------------------------------------------------------------------------------------------------
+# reading text: iterators of str, the pieces of a text
 
 
 def python_documents():
-    """{name: text}: every help topic, and the docstrings of every file of the standard library, no text twice."""
+    """The documentation of Python: {name: text}, no text twice.
+
+    One document for every help topic, and one for the docstrings of every file of the standard
+    library.
+    """
     from pydoc_data.topics import topics
 
     documents = {f"topic {name}": text.strip() for name, text in topics.items()}
@@ -64,37 +80,53 @@ def python_documents():
         name = path.relative_to(library)
         if OFTEN_MISSING & set(name.parts) or name.name.startswith("_sysconfigdata"):
             continue
-        try:
-            nodes = list(ast.walk(ast.parse(path.read_bytes())))
-        except (SyntaxError, ValueError):
-            continue
-        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-        texts = [(ast.get_docstring(node) or "").strip() for node in nodes if isinstance(node, kinds)]
-        fresh = [text for text in dict.fromkeys(texts) if len(text) > 40 and text not in seen]
-        seen.update(fresh)
-        if fresh:
-            documents[name.as_posix()] = "\n\n".join(fresh)
+        new = [text for text in docstrings(path) if len(text) > 40 and text not in seen]
+        seen.update(new)
+        if new:
+            documents[name.as_posix()] = "\n\n".join(new)
     return documents
 
 
+def docstrings(path):
+    """The distinct docstrings of a Python file; none if it cannot be parsed."""
+    try:
+        nodes = ast.walk(ast.parse(path.read_bytes()))
+    except (SyntaxError, ValueError):
+        return []
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    texts = [ast.get_docstring(node) or "" for node in nodes if isinstance(node, kinds)]
+    return list(dict.fromkeys(text.strip() for text in texts))
+
+
 def python_text():
-    """One string. Documents stand in the order of their names' hashes, so that the tail is a fair sample of all."""
+    """The documentation of Python, one str.
+
+    The documents are ordered by the hash of their names, so that the tail, which is held out, is
+    a fair sample of all of them.
+    """
     documents = python_documents()
     order = sorted(documents, key=lambda name: hashlib.sha256(name.encode()).digest())
     return "\n\n".join(documents[name] for name in order)
 
 
 def open_text(path):
-    """A file, packed or not, to be read as bytes. FILE.zip#MEMBER is a member of an archive."""
+    """Opens a file, compressed or not, to read bytes. FILE.zip#MEMBER is a member of an archive."""
     archive, _, member = str(path).partition(".zip#")
     if member:
         return zipfile.ZipFile(archive + ".zip").open(member)
-    return gzip.open(path) if str(path).endswith(".gz") else open(path, "rb")
+    if str(path).endswith(".gz"):
+        return gzip.open(path)
+    return open(path, "rb")
 
 
 def read_text(path):
-    """The text of a UTF-8 file in pieces, line ends as in Unix. UserError for a file that is missing, damaged or not UTF-8."""
-    decoder, position = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True), 0
+    """Yields the text of a UTF-8 file in pieces, with line ends as in Unix.
+
+    UserError if the file is missing, damaged or not UTF-8.
+    """
+    utf8 = codecs.getincrementaldecoder("utf-8")()
+    decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
+    position = 0
     try:
         with open_text(path) as file:
             while data := file.read(PIECE):
@@ -102,56 +134,84 @@ def read_text(path):
                 position += len(data)
             yield decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (near byte {position + error.start}): convert it, for example with iconv") from error
-    except (OSError, EOFError, KeyError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:  # the last for a zip with a password
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise UserError(
+            f"{path} is not UTF-8 text (near byte {position + error.start}): "
+            "convert it, for example with iconv"
+        ) from error
+    except (
+        OSError, EOFError, KeyError, zlib.error, zipfile.BadZipFile,
+        RuntimeError,  # a zip with a password
+    ) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read {path}: {reason}") from error
 
 
 def read_texts(paths, separator):
-    """The files' texts, one after the other."""
-    for number, path in enumerate(paths):
-        if number:
+    """Yields the texts of several files in pieces, with `separator` between two files."""
+    for index, path in enumerate(paths):
+        if index:
             yield separator
         yield from read_text(path)
 
 
 def read_articles(path):
-    """Wikitext's articles, separated by END: a line like " = Title = " begins one."""
+    """Yields wikitext in pieces, with END before every article.
+
+    A line like " = Title = " begins an article.
+    """
     for piece in cut_safely(read_text(path)):
         yield re.sub(r"(^|\n) = ([^=\n]+) = \n", rf"\1{END} = \2 = \n", piece)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# pieces
+def without_end(pieces):
+    """Yields the pieces without END, for tokenizers that have no such token."""
+    for piece in pieces:
+        yield piece.replace(END, "")
+
+
+# ------------------------------------------------------------------------------------------------
+# cutting and encoding text
 
 
 def cut_safely(pieces, size=PIECE):
-    """The same text in pieces of about `size` characters, so that encoding them one by one gives the tokens of the whole: they are cut before
-    a blank or a line end that something other than white space follows, where every tokenizer's words begin or end. (A text without any is cut anywhere.)"""
+    """Yields the same text in pieces of about `size` characters, cut where no token can cross.
+
+    Encoding the pieces one by one gives the tokens of the whole. Every cut is before a blank or a
+    line end that something other than white space follows: the words of every tokenizer begin or
+    end there. A text without such a place is cut anywhere.
+    """
+    boundary = re.compile(r"[ \n](?=\S)")
     text = ""
     for piece in pieces:
         text += piece
         while len(text) > 2 * size:
-            boundary = re.compile(r"[ \n](?=\S)").search(text, size, 2 * size)
-            cut = boundary.start() if boundary else size
+            found = boundary.search(text, size, 2 * size)
+            cut = found.start() if found else size
             yield text[:cut]
             text = text[cut:]
     yield text
 
 
 def part_of(pieces, start, stop):
-    """The characters from `start` to `stop` of a text in pieces."""
+    """Yields the characters from `start` to `stop` of a text in pieces."""
     for piece in pieces:
         if stop <= 0:
             return
         yield piece[max(0, start) : stop]
-        start, stop = start - len(piece), stop - len(piece)
+        start -= len(piece)
+        stop -= len(piece)
 
 
 def encode(pieces, tokenizer, file):
-    """Writes the tokens of a text to an open file, and returns how many. tiktoken encodes outside of Python's lock: threads are enough."""
-    count, pieces, threads = 0, cut_safely(pieces), os.cpu_count() or 1
-    with ThreadPoolExecutor(threads) as pool, tqdm(desc="encoding", unit="char", unit_scale=True, leave=False, delay=1) as bar:
+    """Writes the tokens of a text in pieces to an open file as uint16; returns their number.
+
+    Threads are enough to use every core: tiktoken releases Python's global lock (GIL).
+    """
+    threads = os.cpu_count() or 1
+    pieces = cut_safely(pieces)
+    count = 0
+    bar = tqdm(desc="encoding", unit="char", unit_scale=True, leave=False, delay=1)
+    with ThreadPoolExecutor(threads) as pool, bar:
         while group := list(islice(pieces, 2 * threads)):
             for piece, ids in zip(group, pool.map(tokenizer.encode, group), strict=True):
                 file.write(ids.tobytes())
@@ -160,152 +220,323 @@ def encode(pieces, tokenizer, file):
     return count
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# preparing
+def encode_to_file(text, tokenizer, path):
+    """Writes the tokens of a text to the file `path`; returns their number."""
+    count = 0
+
+    def write(temporary):
+        nonlocal count
+        with temporary.open("wb") as file:
+            count = encode(text(), tokenizer, file)
+
+    write_safely(path, write)
+    return count
 
 
-def describe_tokens(kind, train, vocab_size):
-    """The description (tokenizer.py) of the tokens of that kind, learned from the training text where they are learned."""
-    if kind == "char":
-        description = learn_char(train)
-        if (count := len(description["characters"])) > 2**16:
-            raise UserError(f"{count} different characters do not fit in 16 bits: use --tokenizer bpe")
-        return description
+# ------------------------------------------------------------------------------------------------
+# writing data/NAME/
+
+
+def prepare(name, train, source, held_out=None, kind="bpe", vocab_size=1024, validation=0.1,
+            tokens_of=None):
+    """Writes data/NAME/: train.bin, val.bin and meta.json.
+
+    train, held_out: texts. A text is a function without arguments that returns an iterator of
+                     str. It is called several times, and must give the same text every time.
+    source:          where the text comes from, a str for meta.json.
+    kind:            the tokenizer, "bpe", "char" or "gpt2". It is learned on the training text.
+    vocab_size:      tokens of a "bpe" tokenizer, 257 to 65536.
+    validation:      without `held_out`, the tail of `train` is held out: this part of its
+                     characters, between 0 and 1.
+    tokens_of:       the description (tokenizer.py) of a tokenizer to use instead.
+    UserError if the text is too short, cannot be read or cannot be written. An older text in
+    data/NAME/ stays as it was until both token files are complete.
+    """
+    length, sha256 = measure(train())
+    cut = length if held_out else int(length * (1 - validation))
+    if length < 1000 or cut == 0 or (cut == length and not held_out):
+        raise UserError(
+            f"the text is too short: {cut:,} characters to train on "
+            f"and {length - cut:,} held out"
+        )
+    texts = {
+        "train": lambda: part_of(train(), 0, cut),
+        "val": held_out or (lambda: part_of(train(), cut, length)),
+    }
+    description = tokens_of or describe_tokens(kind, texts["train"](), vocab_size)
+    tokenizer = Tokenizer(description)
+    counts = write_tokens(FOLDER / name, texts, tokenizer)
+    if description["kind"] == "char":
+        print_replaced(FOLDER / name, tokenizer)
+    write_meta(name, {
+        "source": source,
+        "tokenizer": description,
+        "vocab_size": tokenizer.vocab_size,
+        "tokens": counts,
+        "files": {split: [f"{split}.bin"] for split in counts},
+        "header_bytes": 0,
+        "characters": length,
+        "text_sha256": sha256,
+    })
+    print(f"{summary(name, counts, tokenizer.vocab_size)}, "
+          f"{cut / counts['train']:.2f} characters a token")
+    print(f"source: {source}, sha256 {sha256[:16]}")
+
+
+def measure(pieces):
+    """(number of characters, SHA-256 in hexadecimal) of a text in pieces."""
+    digest = hashlib.sha256()
+    length = 0
+    for piece in tqdm(pieces, desc="reading", unit="piece", leave=False, delay=1):
+        digest.update(piece.encode())
+        length += len(piece)
+    return length, digest.hexdigest()
+
+
+def describe_tokens(kind, pieces, vocab_size):
+    """The description (tokenizer.py) of a tokenizer, learned from the training text if needed."""
     if kind == "gpt2":
         return {"kind": "gpt2"}
-    return learn_bpe(islice(cut_safely(train), LEARN_FROM), vocab_size)
+    if kind != "char":
+        return learn_bpe(islice(cut_safely(pieces), LEARN_FROM), vocab_size)
+    description = learn_char(pieces)
+    count = len(description["characters"])
+    if count > 2**16:
+        raise UserError(
+            f"{count} different characters do not fit in 16 bits: use --tokenizer bpe"
+        )
+    return description
+
+
+def write_tokens(folder, texts, tokenizer):
+    """Writes train.bin and val.bin; returns {split: number of tokens}.
+
+    Both are complete before either replaces an older file. meta.json is deleted in between, so
+    that an interruption cannot leave it beside files that it does not describe.
+    """
+    new = {split: folder / f"{split}.bin.new" for split in texts}
+    try:
+        counts = {split: encode_to_file(texts[split], tokenizer, new[split]) for split in texts}
+        if min(counts.values()) == 0:
+            raise UserError("the text was empty when it was read again: give ordinary files")
+        (folder / "meta.json").unlink(missing_ok=True)
+        for split in texts:
+            os.replace(new[split], folder / f"{split}.bin")
+    finally:
+        for path in new.values():
+            path.unlink(missing_ok=True)
+    return counts
 
 
 def write_meta(name, meta):
-    """meta.json comes last: where it is, what it speaks of is complete."""
-    write_safely(FOLDER / name / "meta.json", lambda path: path.write_text(json.dumps({"format": FORMAT, "name": name} | meta, indent=1)))
+    """Writes meta.json. It comes last: if it exists, the files that it describes are complete."""
+    meta = {"format": FORMAT, "name": name} | meta
+    write_text(FOLDER / name / "meta.json", json.dumps(meta, indent=1))
 
 
-def prepare(name, train, source, held_out=None, kind="bpe", vocab_size=1024, validation=0.1, tokens_of=None):
-    """Writes data/NAME/. `train` and `held_out` are texts, functions that yield pieces; without the latter, the contiguous tail of the former is held
-    out, `validation` of its characters. The tokenizer is learned on the rest, or has the description `tokens_of`."""
-    digest, length = hashlib.sha256(), 0
-    for piece in tqdm(train(), desc="reading", unit="piece", leave=False, delay=1):
-        digest.update(piece.encode())
-        length += len(piece)
-    cut = length if held_out else int(length * (1 - validation))
-    if length < 1000 or cut == 0 or (cut == length and not held_out):
-        raise UserError(f"the text is too short: {cut:,} characters to train on and {length - cut:,} held out")
-    texts = {"train": lambda: part_of(train(), 0, cut), "val": held_out or (lambda: part_of(train(), cut, length))}
-    tokens = Tokenizer(tokens_of or describe_tokens(kind, texts["train"](), vocab_size))
-
-    folder, counts = FOLDER / name, {}
-    try:
-        for split, text in texts.items():
-
-            def write(path, split=split, text=text):
-                with path.open("wb") as file:
-                    counts[split] = encode(text(), tokens, file)
-
-            write_safely(folder / f"{split}.bin.new", write)
-        if min(counts.values()) == 0:
-            raise UserError("the text was gone when it was read for the second time: give ordinary files")
-        (folder / "meta.json").unlink(missing_ok=True)  # from here on the old text is gone, and soon the new one is there
-        for split in texts:
-            os.replace(folder / f"{split}.bin.new", folder / f"{split}.bin")
-    finally:
-        for split in texts:
-            (folder / f"{split}.bin.new").unlink(missing_ok=True)
-    if tokens.description["kind"] == "char":
-        rare = tokens.vocab_size - 1
-        replaced = sum(int((np.memmap(folder / f"{split}.bin", np.uint16, "r") == rare).sum()) for split in counts)
-        print(f"{tokens.vocab_size} characters; {replaced} rare ones in the text replaced")
-    write_meta(name, {
-        "source": source, "tokenizer": tokens.description, "vocab_size": tokens.vocab_size, "tokens": counts,
-        "files": {split: [f"{split}.bin"] for split in counts}, "header_bytes": 0, "characters": length, "text_sha256": digest.hexdigest(),
-    })  # fmt: skip
-    print(f"data/{name}: {counts['train']:,} tokens to train on, {counts['val']:,} held out, V = {tokens.vocab_size}, "
-          f"{cut / counts['train']:.2f} characters a token")  # fmt: skip
-    print(f"source: {source}, sha256 {digest.hexdigest()[:16]}")
+def print_replaced(folder, tokenizer):
+    """Prints how many characters of the text a char tokenizer replaced by RARE, its last token."""
+    rare = tokenizer.vocab_size - 1
+    replaced = 0
+    for split in ("train", "val"):
+        tokens = np.memmap(folder / f"{split}.bin", np.uint16, "r")
+        replaced += int((tokens == rare).sum())
+    print(f"{tokenizer.vocab_size} characters; {replaced} rare ones in the text replaced")
 
 
-def prepare_shards(name, shards):
-    """Writes data/NAME/ from files of GPT-2 tokens: 256 int32 of header (20240520, version 1, number of tokens), then uint16 tokens."""
-    files = {"train": [SHARDS % ("train", i) for i in range(1, shards + 1)], "val": [SHARDS % ("val", 0)]}
-    counts = {}
-    for split, addresses in files.items():
-        counts[split] = 0
-        for address in addresses:
-            path = FOLDER / name / address.rpartition("/")[2]
-            download(address, path)
-            magic, version, tokens = np.fromfile(path, np.int32, 3) if path.stat().st_size > 1024 else (0, 0, 0)
-            if magic != 20240520 or version != 1 or path.stat().st_size != 1024 + 2 * tokens:
-                path.unlink()
-                raise UserError(f"{path} is no complete file of tokens, and is deleted: run this again")
-            counts[split] += int(tokens)
-    write_meta(name, {
-        "source": f"kjj0/finewebedu10B-gpt2, {shards} shards", "tokenizer": {"kind": "gpt2"}, "vocab_size": 50257, "tokens": counts,
-        "files": {split: [address.rpartition("/")[2] for address in files[split]] for split in files}, "header_bytes": 1024,
-        "text_sha256": f"{shards} shards",
-    })  # fmt: skip
-    print(f"data/{name}: {counts['train']:,} tokens to train on, {counts['val']:,} held out, V = 50257")
+def summary(name, counts, vocab_size):
+    train = f"{counts['train']:,} tokens to train on"
+    return f"data/{name}: {train}, {counts['val']:,} held out, V = {vocab_size}"
+
+
+# ------------------------------------------------------------------------------------------------
+# the kinds of text: Python's documentation, files, downloads, downloaded tokens
+
+
+def prepare_pydocs(name, **options):
+    """Writes data/NAME/ from the documentation of this Python. Options: those of prepare()."""
+    text = python_text()
+    source = f"documentation of Python {platform.python_version()}"
+    prepare(name, lambda: iter([text]), source, **options)
+
+
+def prepare_files(name, paths, **options):
+    """Writes data/NAME/ from UTF-8 files. Options: those of prepare()."""
+    separator = END if options["kind"] == "gpt2" else "\n\n"
+    source = "files: " + ", ".join(Path(path).name for path in paths)
+    prepare(name, lambda: read_texts(paths, separator), source, **options)
 
 
 def prepare_download(name, **options):
-    """Writes data/NAME/ from a public text."""
-    texts = []
-    for address, sha256 in filter(None, TEXTS[name]):
-        path = FOLDER / name / address.partition("#")[0].rpartition("/")[2]
-        download(address.partition("#")[0], path, sha256)
-        packed = f"{path}#{address.partition('#')[2]}" if "#" in address else str(path)
-        texts.append(packed)
+    """Writes data/NAME/ from a text of TEXTS, which is downloaded. Options: those of prepare()."""
     read = read_articles if name == "wikitext103" else read_text
-    gpt2 = options["kind"] == "gpt2"
 
-    def text(path):
-        return lambda: read(path) if gpt2 else (piece.replace(END, "") for piece in read(path))
+    def make_text(path):
+        if options["kind"] == "gpt2":
+            return lambda: read(path)
+        return lambda: without_end(read(path))
 
-    prepare(name, text(texts[0]), TEXTS[name][0][0], text(texts[1]) if len(texts) > 1 else None, **options)
+    files = [file for file in TEXTS[name] if file]
+    texts = [make_text(download_text(name, address, sha256)) for address, sha256 in files]
+    held_out = texts[1] if len(texts) > 1 else None
+    source = files[0][0]
+    prepare(name, texts[0], source, held_out, **options)
+
+
+def download_text(name, address, sha256):
+    """Downloads a file of TEXTS to data/NAME/; returns its path, as open_text() takes it."""
+    address, mark, member = address.partition("#")
+    path = FOLDER / name / file_name(address)
+    download(address, path, sha256)
+    return f"{path}{mark}{member}"
+
+
+def file_name(address):
+    """What follows the last slash."""
+    return address.rpartition("/")[2]
+
+
+def prepare_shards(name, shards):
+    """Writes data/NAME/ from `shards` downloaded files of GPT-2's tokens, and one to hold out."""
+    addresses = {
+        "train": [SHARDS % ("train", i) for i in range(1, shards + 1)],
+        "val": [SHARDS % ("val", 0)],
+    }
+    counts = {"train": 0, "val": 0}
+    for split in addresses:
+        for address in addresses[split]:
+            path = FOLDER / name / file_name(address)
+            download(address, path)
+            counts[split] += count_shard_tokens(path)
+    write_meta(name, {
+        "source": f"kjj0/finewebedu10B-gpt2, {shards} shards",
+        "tokenizer": {"kind": "gpt2"},
+        "vocab_size": 50257,
+        "tokens": counts,
+        "files": {split: [file_name(a) for a in addresses[split]] for split in addresses},
+        "header_bytes": SHARD_HEADER,
+        "text_sha256": f"{shards} shards",
+    })
+    print(summary(name, counts, 50257))
+
+
+def count_shard_tokens(path):
+    """The number of tokens in a shard: its header, then uint16.
+
+    UserError if the file is not a complete shard; it is then deleted.
+    """
+    size = path.stat().st_size
+    if size > SHARD_HEADER:
+        magic, version, tokens = np.fromfile(path, np.int32, 3).tolist()
+        if (magic, version, size) == (SHARD_MAGIC, 1, SHARD_HEADER + 2 * tokens):
+            return tokens
+    path.unlink()
+    raise UserError(f"{path} is no complete file of tokens, and is deleted: run this again")
+
+
+# ------------------------------------------------------------------------------------------------
+# the command
 
 
 def main():
-    names = ["pydocs", *TEXTS, "fineweb-edu"]
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help=f"{', '.join(names)}, or a name of your own for --text; the folder in data/ that is written")
-    parser.add_argument("--text", nargs="+", metavar="FILE", help="UTF-8 files to use instead (default: none)")
-    tokens = parser.add_mutually_exclusive_group()
-    tokens.add_argument("--tokenizer", choices=("bpe", "char", "gpt2"), help="byte pairs learned here, characters, or GPT-2's byte pairs (default: "
-                        "gpt2 for texts that are downloaded, but char for shakespeare; else bpe)")  # fmt: skip
-    tokens.add_argument("--tokens-of", metavar="NAME", help="use the tokens of this prepared text, to try its models on another (default: learn new ones)")
-    parser.add_argument("--vocab-size", type=number(int, 257, 65536), default=1024, help="tokens of bpe, 257 to 65536 (default: 1024)")
-    parser.add_argument("--validation", type=float, default=0.1, help="part of the text, its tail, that is held out (default: 0.1)")
-    parser.add_argument("--shards", type=number(int, 1, 99), default=1, help="files of fineweb-edu, 100 million tokens each, 1 to 99 (default: 1)")
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
+    check_arguments(arguments)
     name = arguments.name
-    if not 0 < arguments.validation < 1:
-        raise UserError(f"--validation must be between 0 and 1, not {arguments.validation}")
-    if Path(name).name != name or name.startswith((".", "-")) or name in ("", "__pycache__") or (FOLDER / name).is_file() or "\0" in name:
-        raise UserError(f"{name!r} is not a folder name")
-    if not arguments.text and name not in names:
-        raise UserError(f"there is no text called {name}: use {', '.join(names)}, or give your own with --text FILE")
-    default = "bpe" if arguments.text or name == "pydocs" else "char" if name == "shakespeare" else "gpt2"
-    if name == "fineweb-edu" and not arguments.text and (arguments.tokenizer or arguments.tokens_of):
-        raise UserError("fineweb-edu comes in GPT-2's tokens: leave out --tokenizer and --tokens-of")
-    tokens_of = Dataset(arguments.tokens_of).tokenizer.description if arguments.tokens_of else None
-    kind = tokens_of["kind"] if tokens_of else arguments.tokenizer or default
-    options = {"kind": kind, "vocab_size": arguments.vocab_size, "validation": arguments.validation, "tokens_of": tokens_of}
-    if arguments.text:
-        for path in arguments.text:
-            if Path(path).exists() and not Path(path).is_file():
-                raise UserError(f"{path} is no file: a text is read more than once")
-            next(read_text(path))  # a file that cannot be read is said before anything is done
-        separator = END if options["kind"] == "gpt2" else "\n\n"
-        held = lock(FOLDER / f".{name}.lock")
-        prepare(name, lambda: read_texts(arguments.text, separator), "files: " + ", ".join(Path(path).name for path in arguments.text), **options)
-    else:
-        held = lock(FOLDER / f".{name}.lock")
-        if name == "pydocs":
-            prepare(name, lambda text=python_text(): iter([text]), f"documentation of Python {platform.python_version()}", **options)
+    options = prepare_options(arguments)
+    check_files(arguments.text or [])
+    with lock(FOLDER / f".{name}.lock"):
+        if arguments.text:
+            prepare_files(name, arguments.text, **options)
+        elif name == "pydocs":
+            prepare_pydocs(name, **options)
         elif name == "fineweb-edu":
             prepare_shards(name, arguments.shards)
         else:
             prepare_download(name, **options)
-    held.close()
+
+
+def known_names():
+    return ["pydocs", *TEXTS, "fineweb-edu"]
+
+
+def parse_arguments():
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    names = ", ".join(known_names())
+    add("name", help=f"{names}, or a name of your own for --text; the folder in data/ to write")
+    add("--text", nargs="+", metavar="FILE", help="UTF-8 files to use instead (default: none)")
+    tokens = parser.add_mutually_exclusive_group()
+    tokens.add_argument("--tokenizer", choices=("bpe", "char", "gpt2"),
+        help="byte pairs learned here, characters, or GPT-2's byte pairs (default: gpt2 for texts "
+        "that are downloaded, but char for shakespeare; else bpe)")
+    tokens.add_argument("--tokens-of", metavar="NAME",
+        help="use the tokens of this prepared text, to try its models on another "
+        "(default: learn new ones)")
+    add("--vocab-size", type=number(int, 257, 65536), default=1024,
+        help="tokens of bpe, 257 to 65536 (default: 1024)")
+    add("--validation", type=float, default=0.1,
+        help="part of the text, its tail, that is held out (default: 0.1)")
+    add("--shards", type=number(int, 1, 99), default=1,
+        help="files of fineweb-edu, 100 million tokens each, 1 to 99 (default: 1)")
+    return parser.parse_args()
+
+
+def check_arguments(arguments):
+    """UserError if an argument is out of range, or does not go with another."""
+    name = arguments.name
+    if not 0 < arguments.validation < 1:
+        raise UserError(f"--validation must be between 0 and 1, not {arguments.validation}")
+    if not is_folder_name(name):
+        raise UserError(f"{name!r} is not a folder name")
+    if arguments.text:
+        return
+    if name not in known_names():
+        raise UserError(
+            f"there is no text called {name}: use {', '.join(known_names())}, "
+            "or give your own with --text FILE"
+        )
+    if name == "fineweb-edu" and (arguments.tokenizer or arguments.tokens_of):
+        raise UserError(
+            "fineweb-edu comes in GPT-2's tokens: leave out --tokenizer and --tokens-of"
+        )
+
+
+def is_folder_name(name):
+    """Whether data/NAME can be written: not elsewhere, not hidden, not a file of the project."""
+    if Path(name).name != name or "\0" in name:
+        return False
+    if name.startswith((".", "-")) or name in ("", "__pycache__"):
+        return False
+    return not (FOLDER / name).is_file()
+
+
+def check_files(paths):
+    """UserError if a file cannot be read. This is checked before anything is written."""
+    for path in paths:
+        if Path(path).exists() and not Path(path).is_file():
+            raise UserError(f"{path} is not an ordinary file: a text is read more than once")
+        next(read_text(path))
+
+
+def prepare_options(arguments):
+    """The options of prepare() that the command line sets."""
+    tokens_of = None
+    kind = arguments.tokenizer or default_tokenizer(arguments)
+    if arguments.tokens_of:
+        tokens_of = Dataset(arguments.tokens_of).tokenizer.description
+        kind = tokens_of["kind"]
+    return {
+        "kind": kind,
+        "vocab_size": arguments.vocab_size,
+        "validation": arguments.validation,
+        "tokens_of": tokens_of,
+    }
+
+
+def default_tokenizer(arguments):
+    if arguments.text or arguments.name == "pydocs":
+        return "bpe"
+    return "char" if arguments.name == "shakespeare" else "gpt2"
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
-"""Text to token ids and back: characters, or byte pairs learned here.
+"""Tokenizers: text to token ids and back.
 
-`char`: every frequent character is a token; rare ones become U+FFFD, the replacement character.
-`bpe`:  byte-level byte-pair encoding (Sennrich et al., 2016; the byte-level form is GPT-2's). Start with the 256
-        bytes; again and again join the most frequent pair of neighbours into a new token. Learning is done here, in
-        Python, once; encoding is tiktoken's, which is fast.
-`gpt2`: GPT-2's own 50,257 byte pairs. tiktoken downloads them at first use, into TIKTOKEN_CACHE_DIR if that is set.
+    char    Every frequent character is a token. Rare characters become U+FFFD.
+    bpe     Byte-level byte-pair encoding (BPE), learned here.
+    gpt2    GPT-2's own 50,257 byte pairs. tiktoken downloads them at first use, into the folder
+            TIKTOKEN_CACHE_DIR if that is set.
 
-    learn_bpe("aaabdaaabac", 258): the commonest pair is (a, a) -> token 256; then (aa, a) or (a, b) -> token 257.
+BPE (Sennrich et al., 2016; the byte-level form is GPT-2's) starts with the 256 bytes. It joins
+the most frequent pair of neighbouring tokens into a new token, and repeats this:
 
-A tokenizer is described by a plain dict, stored in meta.json and in every checkpoint.
+    learn_bpe(["aaabdaaabac"], 259) adds the tokens "aa", "aaa" and "aaab", in this order.
+
+The pairs are learned once, in Python. tiktoken does the encoding, because it is fast.
+A tokenizer is described by a plain dict. It is stored in meta.json and in every checkpoint.
+Read next: dataset.py.
 """
 
 import base64
@@ -18,77 +22,143 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
-from checkpoint import UserError
+from common.command import UserError
 
-RARE = "\ufffd"
-END = "<|endoftext|>"  # stands between documents; a token of GPT-2's, and of no other tokenizer here
-PATTERN = r"[A-Za-z]+| [A-Za-z]+|[0-9]+| [0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s"  # pairs never cross these pieces
+RARE = "\ufffd"  # the Unicode replacement character
+END = "<|endoftext|>"  # between documents; a token of GPT-2, and of no other tokenizer here
+
+# Text is split into these words before BPE, so no token spans two words.
+PATTERN = r"[A-Za-z]+| [A-Za-z]+|[0-9]+| [0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s"
+
+
+# ------------------------------------------------------------------------------------------------
+# learning a tokenizer from text
 
 
 def learn_char(pieces, min_count=20):
-    """A char tokenizer's description: the characters that a text, given in pieces, has at least min_count times, and RARE."""
+    """The description of a char tokenizer for a text.
+
+    pieces: iterable of str, the text.
+    Returns {"kind": "char", "characters": [...]}: the characters that occur at least `min_count`
+    times, sorted, then RARE.
+    """
     counts = Counter()
     for piece in pieces:
         counts.update(piece)
-    return {"kind": "char", "characters": sorted(c for c, n in counts.items() if n >= min_count and c != RARE) + [RARE]}
+    frequent = [c for c, count in counts.items() if count >= min_count and c != RARE]
+    return {"kind": "char", "characters": [*sorted(frequent), RARE]}
 
 
 def learn_bpe(pieces, vocab_size, longest=256):
-    """A byte-pair tokenizer's description: 256 bytes and vocab_size - 256 joined pairs, most frequent first, for a text given in pieces.
+    """The description of a byte-pair tokenizer for a text.
 
-    Works on distinct words with their counts, and after a merge recounts only the words that hold the pair. A longer word
-    than `longest` characters (a line of dashes, a text without spaces) counts as several.
+    pieces:     iterable of str, the text.
+    vocab_size: number of tokens, at least 256. Fewer are learned if no pair occurs twice.
+    longest:    a longer word, such as a line of dashes, is counted as several words.
+    Returns {"kind": "bpe", "tokens": [...]}: 256 bytes, then the joined pairs in the order in
+    which they were learned, in base64.
     """
-    word_counts = Counter()
-    for piece in pieces:
-        for word in re.findall(PATTERN, piece):
-            word_counts.update(word[i : i + longest] for i in range(0, len(word), longest))
-    words = [([bytes([b]) for b in word.encode()], n) for word, n in word_counts.items()]
-    pair_counts, pair_words = Counter(), defaultdict(set)
-    for i, (parts, n) in enumerate(words):
-        for pair in zip(parts, parts[1:]):
-            pair_counts[pair] += n
-            pair_words[pair].add(i)
-    tokens = [bytes([b]) for b in range(256)]
+    pairs = PairCounts(count_words(pieces, longest))
+    tokens = [bytes([byte]) for byte in range(256)]
     known = set(tokens)
-    while len(tokens) < vocab_size and pair_counts:
-        best = max(pair_counts, key=lambda pair: (pair_counts[pair], pair))  # ties by bytes: the same on every machine
-        if pair_counts[best] < 2:
+    while len(tokens) < vocab_size and pairs.counts:
+        best = pairs.most_frequent()
+        if pairs.counts[best] < 2:
             break
         joined = best[0] + best[1]
         if joined not in known:  # two pairs can spell the same bytes
             known.add(joined)
             tokens.append(joined)
-        for i in pair_words.pop(best):
-            parts, n = words[i]
-            for pair in zip(parts, parts[1:]):
-                pair_counts[pair] -= n
-            merged = []
-            for part in parts:
-                if merged and (merged[-1], part) == best:
-                    merged[-1] = joined
-                else:
-                    merged.append(part)
-            words[i] = (merged, n)
-            for pair in zip(merged, merged[1:]):
-                pair_counts[pair] += n
-                pair_words[pair].add(i)
-        del pair_counts[best]
+        pairs.merge(best)
     return {"kind": "bpe", "tokens": [base64.b64encode(token).decode() for token in tokens]}
 
 
+def count_words(pieces, longest):
+    """{word: count}. Words follow PATTERN, and are split after every `longest` characters."""
+    counts = Counter()
+    for piece in pieces:
+        for word in re.findall(PATTERN, piece):
+            counts.update(word[i : i + longest] for i in range(0, len(word), longest))
+    return counts
+
+
+def merge_pair(parts, pair):
+    """The tokens `parts` of a word, with every occurrence of `pair` joined, from left to right."""
+    merged = []
+    for part in parts:
+        if merged and (merged[-1], part) == pair:
+            merged[-1] += part
+        else:
+            merged.append(part)
+    return merged
+
+
+class PairCounts:
+    """How often each pair of neighbouring tokens occurs, kept up to date while pairs are merged.
+
+    Each distinct word is stored once, with its count. After a merge only the words that hold the
+    pair are recounted, which is what makes learning fast.
+    """
+
+    def __init__(self, word_counts):
+        self.words = []  # (tokens of the word, how often the word occurs)
+        for word, count in word_counts.items():
+            self.words.append(([bytes([byte]) for byte in word.encode()], count))
+        self.counts = Counter()  # pair -> how often it occurs in the text
+        self.words_with = defaultdict(set)  # pair -> indices of the words that may hold it
+        for index in range(len(self.words)):
+            self.add_word(index)
+
+    def add_word(self, index):
+        parts, count = self.words[index]
+        for pair in zip(parts, parts[1:]):
+            self.counts[pair] += count
+            self.words_with[pair].add(index)
+
+    def remove_word(self, index):
+        parts, count = self.words[index]
+        for pair in zip(parts, parts[1:]):
+            self.counts[pair] -= count
+
+    def most_frequent(self):
+        """The pair with the highest count. Ties go to the larger bytes, on every machine."""
+        return max(self.counts, key=lambda pair: (self.counts[pair], pair))
+
+    def merge(self, pair):
+        """Joins the pair in every word."""
+        for index in self.words_with.pop(pair):
+            self.remove_word(index)
+            parts, count = self.words[index]
+            self.words[index] = (merge_pair(parts, pair), count)
+            self.add_word(index)
+        del self.counts[pair]
+
+
+# ------------------------------------------------------------------------------------------------
+# encoding and decoding
+
+
 def gpt2_encoding():
-    """GPT-2's tiktoken.Encoding; UserError if it is not on this machine and cannot be downloaded."""
+    """GPT-2's tiktoken.Encoding. UserError if it is neither cached nor can be downloaded."""
     import tiktoken
 
     try:
         return tiktoken.get_encoding("gpt2")
-    except Exception as error:  # tiktoken lets through whatever the download raises
-        raise UserError(f"GPT-2's tokens are not here and cannot be downloaded ({type(error).__name__}): set TIKTOKEN_CACHE_DIR to a folder that has them, or go online once") from error
+    except Exception as error:  # tiktoken passes on whatever the download raises
+        raise UserError(
+            "GPT-2's tokens are not on this machine and cannot be downloaded "
+            f"({type(error).__name__}): set TIKTOKEN_CACHE_DIR to a folder that has them, "
+            "or go online once"
+        ) from error
 
 
 class Tokenizer:
-    """encode(text) -> ids, decode(ids) -> text, vocab_size; made from a description. Encoding may run in several threads at once."""
+    """Encodes and decodes text, as a description (a dict) says.
+
+    .vocab_size     V; token ids are 0 to V - 1
+    .description    the dict
+    UserError if the description is GPT-2's and its tokens are not available (gpt2_encoding).
+    """
 
     def __init__(self, description):
         self.description = description
@@ -96,7 +166,8 @@ class Tokenizer:
             self.characters = description["characters"]
             self.ids = {c: i for i, c in enumerate(self.characters)}
             self.vocab_size = len(self.characters)
-            self.table = np.full(sys.maxunicode + 1, self.ids[RARE], np.uint16)  # of every code point
+            # the id of every Unicode code point, so that encoding is one look-up per character
+            self.table = np.full(sys.maxunicode + 1, self.ids[RARE], np.uint16)
             self.table[[ord(c) for c in self.characters]] = np.arange(self.vocab_size)
         elif description["kind"] == "gpt2":
             self.bpe = gpt2_encoding()
@@ -105,23 +176,31 @@ class Tokenizer:
             import tiktoken
 
             ranks = {base64.b64decode(token): i for i, token in enumerate(description["tokens"])}
-            self.bpe = tiktoken.Encoding("bpe", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+            self.bpe = tiktoken.Encoding(
+                "bpe", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={}
+            )
             self.vocab_size = len(ranks)
 
     def encode(self, text):
-        """The ids of the text, uint16. GPT-2's tokenizer makes one token of END; the text of others should not have it."""
+        """The token ids of a str: (number of tokens,) uint16. Safe to call from several threads.
+
+        In GPT-2's tokens END is one token. The text should not contain END for other tokenizers.
+        """
         if self.description["kind"] == "char":
-            return self.table[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)]
+            code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+            return self.table[code_points]
         special = {END} if self.description["kind"] == "gpt2" else set()
-        return self.bpe.encode_to_numpy(text, allowed_special=special, disallowed_special=()).astype(np.uint16)
+        ids = self.bpe.encode_to_numpy(text, allowed_special=special, disallowed_special=())
+        return ids.astype(np.uint16)
 
     def decode(self, ids):
+        """The str of an iterable of int, each from 0 to V - 1. Invalid UTF-8 becomes U+FFFD."""
         if self.description["kind"] == "char":
             return "".join(self.characters[i] for i in ids)
-        return self.bpe.decode(list(ids))  # bytes that are not UTF-8 become U+FFFD
+        return self.bpe.decode(list(ids))
 
     def unknown(self, text):
-        """The characters of `text` that this tokenizer cannot write, in order; byte pairs can write any."""
-        if self.description["kind"] == "char":
-            return list(dict.fromkeys(c for c in text if c not in self.ids or c == RARE))
-        return []
+        """The distinct characters of `text` that have no token, in order; none for byte pairs."""
+        if self.description["kind"] != "char":
+            return []
+        return list(dict.fromkeys(c for c in text if c not in self.ids or c == RARE))

@@ -4,7 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path[:0] = [str(folder) for folder in (Path(__file__).parent.parent, Path(__file__).parent)]
+TESTS = Path(__file__).parent
+sys.path[:0] = [str(folder) for folder in (TESTS.parent, TESTS, TESTS / "robustness")]
+
+torch.set_num_threads(1)  # tensors are small here, and threads that wait for one another are slow
 
 
 @pytest.fixture(autouse=True)

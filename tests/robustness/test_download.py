@@ -1,4 +1,5 @@
-"""Proves data/download.py against a server of our own that misbehaves: nothing half-written is ever taken for data, and a second run completes.
+"""Checks data/download.py against a server of our own that misbehaves: nothing half-written is ever
+taken for data, and a second run completes.
 
 The real command runs, with the addresses of the public texts replaced by those of the server.
 """
@@ -16,12 +17,13 @@ import numpy as np
 import pytest
 
 import data.dataset
-from checkpoint import UserError
 from command import Command, copy_project
+from common.command import UserError
 from data.download import download
 from data.tokenizer import gpt2_encoding
 
-TEXT = "".join(f"Line {i} of a play that nobody wrote.\n" for i in range(20_000)).encode()  # 0.8 MB
+LINES = [f"Line {i} of a play that nobody wrote.\n" for i in range(20_000)]
+TEXT = "".join(LINES).encode()  # 0.8 MB
 SHA256 = hashlib.sha256(TEXT).hexdigest()
 
 
@@ -37,11 +39,14 @@ SHARDS = {
     "val_000000": shard(range(40_000, 40_300)),
 }
 
+# ------------------------------------------------------------------------------------------------
+# the server
+
 
 class Server(ThreadingHTTPServer):
-    """Behaves as server.manner says, one request after the other; notes what it was asked."""
+    """Behaves as server.manner says, and records every request: (path, Range header)."""
 
-    manner, asked = "well", []
+    manner, requests = "well", []
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -50,49 +55,65 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         manner, wanted = self.server.manner, self.headers.get("Range")
-        self.server.asked.append((self.path, wanted))
-        if match := re.search(r"finewebedu_(\w+).bin", self.path):
-            body = SHARDS[match[1]] if manner != "wrong magic" else shard([1, 2, 3], magic=7)
-        else:
-            body = TEXT[::-1] if manner == "another file" else TEXT
+        self.server.requests.append((self.path, wanted))
         if manner == "missing":
             return self.send_error(404)
         if manner == "a login page" and not self.path.startswith("/login"):
-            self.send_response(302)
-            self.send_header("Location", "/login")
-            return self.end_headers()
+            return self.redirect("/login")
         if manner == "published hash" and self.path.startswith("/text"):
-            self.send_response(302)
-            self.send_header("X-Linked-ETag", f'"{"0" * 64}"')
-            self.send_header("Location", "/elsewhere")
-            return self.end_headers()
+            return self.redirect("/elsewhere", {"X-Linked-ETag": f'"{"0" * 64}"'})
+        body = self.content()
         start = int(wanted[6:-1]) if wanted and manner != "no ranges" else 0
         if start >= len(body) and start:
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(body)}")
-            return self.end_headers()
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Type", "text/html" if manner == "a login page" else "application/octet-stream")
-        self.send_header("Content-Length", str(len(body) - start))
-        self.end_headers()
+            return self.begin(416, {"Content-Range": f"bytes */{len(body)}"})
+        page = manner == "a login page"
+        self.begin(206 if start else 200, {
+            "Content-Type": "text/html" if page else "application/octet-stream",
+            "Content-Length": str(len(body) - start),
+        })
         body = body[start:]
-        if manner == "cut short":
-            body = body[: len(body) // 3]
+        self.send(body[: len(body) // 3] if manner == "cut short" else body)
+
+    def content(self):
+        """What is at this address."""
+        match = re.search(r"finewebedu_(\w+).bin", self.path)
+        if match and self.server.manner == "wrong magic":
+            return shard([1, 2, 3], magic=7)
+        if match:
+            return SHARDS[match[1]]
+        return TEXT[::-1] if self.server.manner == "another file" else TEXT
+
+    def begin(self, status, headers):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def redirect(self, location, headers={}):
+        self.begin(302, headers | {"Location": location})
+
+    def send(self, body):
+        pause = {"slow": 0.3, "silent": 3}.get(self.server.manner, 0)
         for i in range(0, len(body), 50_000):
             self.wfile.write(body[i : i + 50_000])
-            if manner == "slow":
-                time.sleep(0.3)
-            if manner == "silent":
-                time.sleep(3)
+            time.sleep(pause)
 
 
 @pytest.fixture
 def server():
     server = Server(("127.0.0.1", 0), Handler)
-    server.asked, server.manner = [], "well"
+    server.requests, server.manner = [], "well"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
+
+
+def address_of(server):
+    return f"http://127.0.0.1:{server.server_port}"
+
+
+# ------------------------------------------------------------------------------------------------
+# the command
 
 
 @pytest.fixture(scope="module")
@@ -108,25 +129,34 @@ def folder(project):
     return folder
 
 
-def prepare(project, server, name="shakespeare", *flags, sha256=SHA256, wait=True):
-    address = f"http://127.0.0.1:{server.server_port}"
+def start_preparing(project, server, *arguments, sha256=SHA256):
+    """`python data/prepare.py ARGUMENTS`, with the server's addresses: a Command."""
+    address = address_of(server)
     code = (
-        "import data.prepare as p, checkpoint\n"
+        "import data.prepare as p\n"
+        "from common.command import run_command\n"
         f"p.TEXTS['shakespeare'] = (('{address}/text.txt', {sha256!r}), None)\n"
         f"p.SHARDS = '{address}/finewebedu_%s_%06d.bin'\n"
-        "checkpoint.run_command(p.main)\n"
+        "run_command(p.main)\n"
     )
-    command = Command(project, "-c", code, name, *flags)
-    return command.finish(60) if wait else command
+    return Command(project, "-c", code, *(arguments or ["shakespeare"]))
+
+
+def prepare(project, server, *arguments, sha256=SHA256):
+    """Its result."""
+    return start_preparing(project, server, *arguments, sha256=sha256).finish(60)
 
 
 def test_the_file_as_it_is(project, server, folder):
     """Downloaded once, prepared as characters; a second run downloads nothing."""
     assert prepare(project, server).returncode == 0
-    assert (folder / "text.txt").read_bytes() == TEXT and not (folder / "text.txt.part").exists()
+    assert (folder / "text.txt").read_bytes() == TEXT
+    assert not (folder / "text.txt.part").exists()
     meta = json.loads((folder / "meta.json").read_text())
-    assert meta["tokenizer"]["kind"] == "char" and sum(meta["tokens"].values()) == len(TEXT) and meta["text_sha256"] == SHA256
-    assert prepare(project, server).returncode == 0 and len(server.asked) == 1
+    assert meta["tokenizer"]["kind"] == "char" and meta["text_sha256"] == SHA256
+    assert sum(meta["tokens"].values()) == len(TEXT)
+    assert prepare(project, server).returncode == 0
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize(
@@ -139,39 +169,44 @@ def test_the_file_as_it_is(project, server, folder):
         ("published hash", "SHA-256 differs"),
     ],
 )
-def test_what_goes_wrong_is_said_and_mended(project, server, folder, manner, words):
+def test_a_failure_is_one_line_and_the_next_run_repairs_it(project, server, folder, manner, words):
     server.manner = manner
-    result = prepare(project, server, sha256=None if manner == "published hash" else SHA256)
-    assert result.returncode == 2 and words in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
+    sha256 = None if manner == "published hash" else SHA256
+    result = prepare(project, server, sha256=sha256)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert words in result.stderr.splitlines()[-1]
     assert not (folder / "text.txt").exists() and not (folder / "meta.json").exists()
     server.manner = "well"
     assert prepare(project, server).returncode == 0
     assert (folder / "text.txt").read_bytes() == TEXT
-    assert server.asked[-1][1] == (f"bytes={len(TEXT) // 3}-" if manner == "cut short" else None)
+    resumed_at = f"bytes={len(TEXT) // 3}-" if manner == "cut short" else None
+    assert server.requests[-1][1] == resumed_at
 
 
 @pytest.mark.parametrize("then", ["well", "no ranges"])
 def test_killed_while_downloading(project, server, folder, then):
-    """What was fetched is kept; the next run goes on from there if the server can, and starts again if not."""
+    """What was fetched is kept. The next run goes on from there if the server can, and starts
+    again if not."""
     server.manner = "slow"
-    command = prepare(project, server, wait=False)
+    command = start_preparing(project, server)
     part = folder / "text.txt.part"
     command.wait_for(lambda: part.exists() and part.stat().st_size > 100_000)
     command.send(signal.SIGKILL)
     command.finish()
-    kept = (folder / "text.txt.part").stat().st_size
+    kept = part.stat().st_size
     assert 0 < kept < len(TEXT) and not (folder / "text.txt").exists()
     server.manner = then
     assert prepare(project, server).returncode == 0
-    assert server.asked[-1] == ("/text.txt", f"bytes={kept}-")
+    assert server.requests[-1] == ("/text.txt", f"bytes={kept}-")
     assert (folder / "text.txt").read_bytes() == TEXT
 
 
 def test_killed_before_it_was_renamed(project, server, folder):
-    """All is there, and only the hash is left to be looked at."""
+    """All is there, and only the hash is left to be checked."""
     folder.mkdir()
     (folder / "text.txt.part").write_bytes(TEXT)
-    assert prepare(project, server).returncode == 0 and (folder / "text.txt").read_bytes() == TEXT
+    assert prepare(project, server).returncode == 0
+    assert (folder / "text.txt").read_bytes() == TEXT
 
 
 def test_a_part_of_something_longer(project, server, folder):
@@ -179,25 +214,29 @@ def test_a_part_of_something_longer(project, server, folder):
     (folder / "text.txt.part").write_bytes(TEXT + b"and more")
     result = prepare(project, server)
     assert result.returncode == 2 and "another file" in result.stderr
-    assert prepare(project, server).returncode == 0 and (folder / "text.txt").read_bytes() == TEXT
+    assert prepare(project, server).returncode == 0
+    assert (folder / "text.txt").read_bytes() == TEXT
 
 
 def test_a_server_that_falls_silent(server, tmp_path):
     server.manner = "silent"
+    path = tmp_path / "text.txt"
     with pytest.raises(UserError, match="run this again to go on"):
-        download(f"http://127.0.0.1:{server.server_port}/text.txt", tmp_path / "text.txt", SHA256, timeout=0.5)
-    assert not (tmp_path / "text.txt").exists() and (tmp_path / "text.txt.part").stat().st_size > 0
+        download(f"{address_of(server)}/text.txt", path, SHA256, timeout=0.5)
+    assert not path.exists() and (tmp_path / "text.txt.part").stat().st_size > 0
 
 
 def test_no_network(project, folder, server):
     server.shutdown()
     server.server_close()  # nobody listens there now
     result = prepare(project, server)
-    assert result.returncode == 2 and "is there a network?" in result.stderr and result.stderr.count("\n") == 1
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert "is there a network?" in result.stderr
 
 
 def test_shards(project, server, monkeypatch):
-    """GPT-2 tokens ready made: the header is checked and skipped, blocks come from all shards and never across two."""
+    """GPT-2 tokens ready made: the header is checked and skipped, and blocks come from all shards
+    and never across two."""
     try:
         gpt2_encoding()
     except UserError:
@@ -209,7 +248,8 @@ def test_shards(project, server, monkeypatch):
     blocks = dataset.batch("train", 4000, 100)
     assert (blocks[:, 1:] - blocks[:, :-1] == 1).all()  # every token follows the one before it
     first = blocks[:, 0]
-    assert ((first <= 900) | ((first >= 1000) & (first <= 1400))).all() and {0, 900, 1000, 1400} <= set(first.tolist())
+    assert ((first <= 900) | ((first >= 1000) & (first <= 1400))).all()
+    assert {0, 900, 1000, 1400} <= set(first.tolist())
     assert dataset.validation_blocks(100)[:, 0].tolist() == [40_000, 40_100, 40_200]
     server.manner = "wrong magic"
     result = prepare(project, server, "fineweb-edu", "--shards", "3")

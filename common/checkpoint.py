@@ -1,0 +1,177 @@
+"""Checkpoints: saved so that they survive, loaded so that nothing in them is run.
+
+    save_checkpoint    NAME.pt, with the hash of its bytes at its end; the one before it is kept
+                       as NAME.previous.pt
+    load_checkpoint    the newer of the two that is intact; numbers and plain values only
+    load_model         a trained network from any file, ours or a published one
+
+Plumbing, to be skipped on a first reading.
+"""
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from common.command import UserError
+from common.files import file_hash, write_safely
+from common.published import NETWORKS, is_published, load_published
+from data.tokenizer import Tokenizer
+from model import ModelConfig, Transformer
+
+FORMAT = 2  # raised when an older program cannot use a newer file, or the other way round
+SEAL = b"nanoDFM: SHA-256 of all before: "  # stands before the hash at the end of a checkpoint
+KEYS = {"stage", "iteration", "seconds", "config", "settings", "tokenizer", "model", "ema"}
+KEYS |= {"optimizers", "dfm", "passes", "format"}
+STAGES = ("judge", "dfm", "fsdfm")
+
+# ------------------------------------------------------------------------------------------------
+# saving
+
+
+def previous_name(path):
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def versions(path):
+    """The files that hold a checkpoint, the newest first: `path`, and the one before it."""
+    return [p for p in (path, previous_name(path)) if p.exists()]
+
+
+def save_checkpoint(path, checkpoint, first):
+    """Writes the dict. What was in `path` becomes the one before it, or is deleted if this is the
+    first checkpoint of its run."""
+
+    def write(temporary):
+        with temporary.open("wb") as file:
+            torch.save(checkpoint | {"format": FORMAT}, file)
+        seal = SEAL + bytes.fromhex(file_hash(temporary))
+        with temporary.open("ab") as file:
+            file.write(seal)
+
+    write_safely(path, write, keep=None if first else previous_name(path))
+    if first:
+        previous_name(path).unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------------------------------------
+# loading
+
+
+def check_seal(path):
+    """UserError if the file ends in a hash that is not its own. Published files end in none."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        end = len(SEAL) + 32
+        file.seek(max(0, size - end))
+        seal = file.read()
+        if not seal.startswith(SEAL):
+            return
+        file.seek(0)
+        digest = hashlib.sha256()
+        for start in range(0, size - end, 2**20):
+            digest.update(file.read(min(2**20, size - end - start)))
+    if digest.digest() != seal[len(SEAL) :]:
+        raise UserError(f"{path} is damaged: its bytes are not those that were written")
+
+
+def read_checkpoint(path):
+    """What is in one file, memory-mapped on the CPU. UserError if it is damaged."""
+    check_seal(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever a damaged file makes torch raise
+        name = type(error).__name__
+        raise UserError(f"{path} is not a readable checkpoint ({name})") from error
+
+
+def load_checkpoint(path, repair=False):
+    """The dict in a checkpoint, with the name of its "file".
+
+    If the file is damaged, the one before it is used, and a line on stderr says so. With `repair`
+    (for the process that will write there) it replaces the damaged one. UserError if neither is
+    intact.
+    """
+    path, problem = Path(path), None
+    if not path.name or path.is_dir():
+        raise UserError(f"{path} is a folder, not a checkpoint")
+    for candidate in versions(path):
+        try:
+            checkpoint = read_checkpoint(candidate)
+        except UserError as error:
+            problem = problem or error
+            continue
+        if candidate != path:
+            why = problem or f"{path} is missing"
+            print(f"{why}: using {candidate}, the one before it", file=sys.stderr)
+            if repair:
+                os.replace(candidate, path)
+                candidate = path
+        if isinstance(checkpoint, dict):
+            checkpoint["file"] = str(candidate)
+        return checkpoint
+    if problem:
+        raise UserError(f"{problem}: make or download it again") from problem
+    remedy = f": make it with `python train.py {path.stem}`" if path.stem in STAGES else ""
+    raise UserError(f"there is no {path}{remedy}")
+
+
+def must_be_ours(checkpoint, path, stage=None):
+    """UserError unless the dict is one that this version of train.py saved, for that stage."""
+    version = checkpoint.get("format") if isinstance(checkpoint, dict) else None
+    if isinstance(version, int) and version != FORMAT:
+        age, remedy = ("a newer", "update") if version > FORMAT else ("an older", "train it again")
+        raise UserError(
+            f"{path} was written by {age} version of this project "
+            f"(format {version}, here {FORMAT}): {remedy}"
+        )
+    if not isinstance(checkpoint, dict) or not KEYS <= checkpoint.keys():
+        raise UserError(f"{path} is no checkpoint of this project")
+    if stage and checkpoint["stage"] != stage:
+        raise UserError(f"{path} is a {checkpoint['stage']}, not a {stage}")
+
+
+def network_of(checkpoint, path, weights="model"):
+    """The Transformer of a checkpoint of ours, with its "model" or "ema" weights.
+
+    UserError if config and weights do not fit together.
+    """
+    try:
+        network = Transformer(ModelConfig(**checkpoint["config"]))
+        network.load_state_dict(checkpoint[weights])
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} does not fit together ({reason}): train it again") from error
+    return network
+
+
+def load_model(path, device="cpu", network=NETWORKS[0], n_head=None):
+    """A trained network (its EMA if it has one), ready to use, and its tokenizer.
+
+    From a checkpoint of train.py or a published `.pth`, recognised by their keys; `network` and
+    `n_head` are for the latter. model.file is the name of the file that was read. UserError if the
+    file is missing, damaged or something else.
+    """
+    checkpoint = load_checkpoint(path)
+    if is_published(checkpoint):
+        model = load_published(checkpoint, network, n_head)
+        tokenizer = Tokenizer({"kind": "gpt2"})
+    else:
+        must_be_ours(checkpoint, path)
+        model = network_of(checkpoint, path, "ema" if checkpoint["ema"] else "model")
+        tokenizer = Tokenizer(checkpoint["tokenizer"])
+    model.file = checkpoint["file"]
+    return model.to(device).eval(), tokenizer
+
+
+def load_finished_dfm(path, dataset):
+    """The trained DFM that a student starts from. UserError if it is missing, not finished, or of
+    other tokens."""
+    checkpoint = load_checkpoint(path)
+    must_be_ours(checkpoint, path, "dfm")
+    dataset.must_match(checkpoint, path)
+    if checkpoint["iteration"] < checkpoint["settings"]["iterations"]:
+        raise UserError(f"{path} is not finished: run `python train.py dfm --resume`")
+    return network_of(checkpoint, path)

@@ -1,0 +1,93 @@
+"""Files that survive: written to a temporary name and renamed, locked, hashed.
+
+A killed command leaves the old file or the new one, never half of one. Only the CSV logs are
+written as they grow, a line at a time. Plumbing, to be skipped on a first reading.
+"""
+
+import contextlib
+import csv
+import fcntl
+import hashlib
+import os
+from pathlib import Path
+
+from common.command import UserError, explain
+
+LOG_COLUMNS = ["iteration", "loss", "validation_loss", "seconds"]
+
+
+def write_safely(path, write, keep=None):
+    """Calls write(temporary_path), then renames the result to `path`.
+
+    What was at `path` is renamed to `keep`, if given. UserError if the file cannot be written;
+    `path` is then as it was, and nothing temporary is left.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())  # a full disk may show only now
+        if keep and path.exists():
+            os.replace(path, keep)  # killed here, a run leaves `keep` alone: checkpoint.versions
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            if keep and keep.exists() and not path.exists():
+                os.replace(keep, path)
+            temporary.unlink()
+        if isinstance(error, (OSError, RuntimeError)):
+            raise UserError(f"cannot write {path}: {cause_of(error)}") from error
+        raise
+
+
+def cause_of(error):
+    """torch.save reports a full disk as a RuntimeError, behind the OSError that is its cause."""
+    causes = (error, error.__context__)
+    reason = next((cause for cause in causes if isinstance(cause, OSError)), error)
+    return explain(reason) or reason
+
+
+def write_text(path, text):
+    """write_safely for a str."""
+    write_safely(path, lambda temporary: temporary.write_text(text))
+
+
+def lock(path):
+    """Holds the file `path` until this process ends, in whatever way.
+
+    UserError if another process holds it. Closing the returned file gives the lock back.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(
+            f"another process is at work here (it holds {path}): "
+            "wait for it, stop it, or use another folder"
+        ) from error
+    return file
+
+
+def file_hash(path):
+    """The SHA-256 of a file, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_log(path, start):
+    """A csv.DictWriter that goes on with the log `path` after iteration `start`.
+
+    Later rows, which a run that was cut short may have left, are dropped, and so is half a row.
+    """
+    lines = [",".join(LOG_COLUMNS)]
+    if start and path.exists():
+        for line in path.read_text(errors="replace").splitlines():
+            row = line.split(",")
+            if len(row) == len(LOG_COLUMNS) and row[0].isdecimal() and int(row[0]) <= start:
+                lines.append(line)
+    write_text(path, "\n".join(lines) + "\n")
+    file = path.open("a", newline="", buffering=1)  # every row is on its way to the disk at once
+    return csv.DictWriter(file, LOG_COLUMNS, lineterminator="\n")

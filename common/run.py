@@ -1,0 +1,105 @@
+"""A training run: what a checkpoint holds, saved and resumed.
+
+Plumbing, to be skipped on a first reading. `settings` are train.py's Config.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from common.checkpoint import load_checkpoint, must_be_ours, network_of, save_checkpoint
+from common.command import UserError
+from common.files import file_hash
+from common.optimizer import make_optimizers
+from model import Transformer
+
+
+@dataclass
+class Run:
+    """All that is needed to go on."""
+
+    stage: str
+    settings: object  # train.Config
+    path: Path
+    model: Transformer
+    ema: Transformer | None  # of the student; it is the teacher, and what is sampled
+    optimizers: list
+    passes: int  # forward passes in an iteration, over all processes
+    dfm: str | None  # hash of the DFM that a student started from
+    iteration: int = 0
+    saved: int | None = None  # the iteration of the last checkpoint
+    seconds: float = 0.0
+
+
+def must_be_finite(finite, run):
+    """UserError if the loss or a weight is non-finite. The last good checkpoint stays."""
+    if not finite:
+        kept = f"{run.path} is of iteration {run.saved}" if run.saved else "nothing has been saved"
+        raise UserError(
+            f"the loss or a weight is not finite at iteration {run.iteration} ({kept}): "
+            "try a lower --learning-rate or a longer --warmup, with --overwrite"
+        )
+
+
+def save_run(run, tokenizer):
+    """Writes the checkpoint, unless a weight is non-finite."""
+    must_be_finite(all(p.isfinite().all() for p in run.model.parameters()), run)
+    checkpoint = {
+        "stage": run.stage,
+        "iteration": run.iteration,
+        "seconds": run.seconds,
+        "config": asdict(run.model.config),
+        "settings": asdict(run.settings),
+        "tokenizer": tokenizer.description,
+        "model": run.model.state_dict(),
+        "ema": run.ema and run.ema.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in run.optimizers],
+        "dfm": run.dfm,
+        "passes": run.passes,
+    }
+    save_checkpoint(run.path, checkpoint, first=run.saved is None)
+    run.saved = run.iteration
+
+
+def must_agree(checkpoint, path, settings, agreed, world):
+    """UserError if the settings named in `agreed` differ from those of the checkpoint, if `world`
+    processes cannot share its forward passes, or if it began as another DFM."""
+    passes = checkpoint["passes"]
+    if passes % world:
+        raise UserError(
+            f"{path} was begun with {passes} forward passes an iteration: "
+            f"{world} processes cannot share them"
+        )
+    for name in sorted(agreed):
+        then, now = checkpoint["settings"].get(name), getattr(settings, name)
+        if name == "accumulation":
+            then = passes // world
+        if then != now:
+            raise UserError(
+                f"{path} was begun with {name} = {then}, not {now}: "
+                "leave the flag out, or use --overwrite instead of --resume"
+            )
+    dfm = path.with_name("dfm.pt")
+    if checkpoint["dfm"] and dfm.exists() and checkpoint["dfm"] != file_hash(dfm):
+        raise UserError(f"{path} began as another {dfm}: use --overwrite instead of --resume")
+
+
+def resume_run(path, settings, agreed, dataset, device, world, repair):
+    """The Run that was interrupted, from its checkpoint. With `repair` a damaged newest checkpoint
+    is replaced by the one before it."""
+    stage = path.stem
+    checkpoint = load_checkpoint(path, repair)
+    must_be_ours(checkpoint, path, stage)
+    dataset.must_match(checkpoint, path)
+    must_agree(checkpoint, path, settings, agreed, world)
+    passes, done = checkpoint["passes"], checkpoint["iteration"]
+    settings = replace(settings, **checkpoint["settings"] | {"accumulation": passes // world})
+    model = network_of(checkpoint, path).to(device)
+    ema = None
+    if stage == "fsdfm":
+        ema = network_of(checkpoint, path, "ema").to(device).requires_grad_(False).eval()
+    optimizers = make_optimizers(model, settings)
+    for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
+        optimizer.load_state_dict(state)
+    run = Run(stage, settings, path, model, ema, optimizers, passes, checkpoint["dfm"], done, done)
+    run.seconds = checkpoint["seconds"]
+    return run

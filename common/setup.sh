@@ -1,0 +1,33 @@
+# Sourced from the root of the repository, by speedrun.sh and test.sh: makes .venv with the tested
+# packages once, and puts it first on the PATH.
+
+python=""
+for name in python3 python3.14 python3.13 python3.12 python3.11; do
+    if command -v "$name" >/dev/null &&
+        "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        python=$name
+        break
+    fi
+done
+if [ -z "$python" ]; then
+    echo "error: no Python 3.11 or newer was found:" \
+        "install one from python.org or your package manager" >&2
+    exit 2
+fi
+if [ ! -x .venv/bin/python ] || ! cmp -s requirements.txt .venv/installed; then
+    if ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
+        echo "error: $python cannot make virtual environments: install its venv package" \
+            "(Debian and Ubuntu: apt install python3-venv)" >&2
+        exit 2
+    fi
+    echo "setting up .venv with $("$python" --version) (once)"
+    "$python" -m venv --clear .venv
+    pip=(.venv/bin/python -m pip install --quiet --disable-pip-version-check)
+    if ! "${pip[@]}" -r requirements.txt; then
+        echo "error: the packages of requirements.txt could not be installed:" \
+            "the lines above say why; is there a network?" >&2
+        exit 2
+    fi
+    cp requirements.txt .venv/installed
+fi
+export PATH="$PWD/.venv/bin:$PATH"

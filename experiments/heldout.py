@@ -1,0 +1,266 @@
+"""How well do the networks know held-out text? Three measurements beside the curve of eval.py.
+
+    python experiments/heldout.py likelihood   nats per token           -> OUT/likelihood-DATA.json
+    python experiments/heldout.py infill       half is generated again  -> OUT/infill-DATA.json
+    python experiments/heldout.py longer       2 and 4 times as long    -> OUT/longer-DATA.json
+
+Likelihood  A bound: integral_0^1 E[generalised KL] dt is at least -log p(x_1), in nats (Shaul et
+            al. 2025). It is tight for a perfect model of the mask source, but not of the uniform
+            source, so compare it within one source. The judge's likelihood is exact.
+Infilling   Half of the tokens of held-out text are given, the others are generated. Accuracy is
+            the share of them that equals the real text. The perplexity is the judge's. Real text
+            shows what is possible. Under the uniform source few steps make little use of given
+            tokens (flow.generate).
+Longer      Perplexity of each quarter of texts that are longer than a training sequence.
+
+--data NAME measures on text of another kind: prepare it with data/prepare.py --tokens-of pydocs.
+
+Source: FS-DFM (arXiv 2509.20624), whose tables have likelihood and infilling. Before: eval.py.
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+# `python experiments/heldout.py` puts experiments/ on the path, and model.py is one folder above
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+import torch.nn.functional as F
+
+from common.command import Parser, UserError, run_command
+from common.device import autocast, pick_device, texts_at_a_time
+from common.files import lock, write_text
+from eval import FEW, add_network_flags, load_all, long_token_nll, make_sampler, timed_samples
+from eval import with_errors
+from flow import FINEST, MAX_TRAINING_TIME, Sampler, generalized_kl, generate, sample_path
+from flow import sample_source, text_logits
+
+SAMPLING = ("steps", "num_samples", "batch_size", "update", "grid_power", "step_conditioning")
+
+# ------------------------------------------------------------------------------------------------
+# likelihood
+
+
+def integrated_loss(model, x_1, points):
+    """integral_0^T E[generalised KL at t] dt, T = MAX_TRAINING_TIME: nats per token, (N,).
+
+    Each text has `points` times, evenly spread with a random offset of its own.
+    """
+    N = len(x_1)
+    h = torch.full((N,), 1 / FINEST, device=x_1.device)
+    offset = torch.rand(N, device=x_1.device)
+    total = torch.zeros(N, device=x_1.device)
+    for point in range(points):
+        t = (point + offset) / points * MAX_TRAINING_TIME  # (N,)
+        x_t = sample_path(x_1, t, model.config)  # (N, L)
+        loss = generalized_kl(model(x_t, t, h), x_1, x_t, t, model.config)  # (N, L)
+        total += loss.mean(-1) * MAX_TRAINING_TIME / points
+    return total
+
+
+def last_draw_nll(model, x_1):
+    """E[-log p(x_1 | x_T)], T = MAX_TRAINING_TIME: the last draw's nats per token, (N,)."""
+    config = model.config
+    t = torch.full((len(x_1),), MAX_TRAINING_TIME, device=x_1.device)  # (N,)
+    h = torch.full_like(t, 1 / FINEST)
+    x_t = sample_path(x_1, t, config)  # (N, L)
+    logits = text_logits(model(x_t, t, h), config)  # (N, L, V)
+    nll = F.cross_entropy(logits.transpose(1, 2), x_1, reduction="none")  # (N, L)
+    if config.source == "mask":
+        nll = torch.where(x_t == config.mask_id, nll, 0)  # unmasked tokens stay
+    return nll.mean(-1)
+
+
+@torch.no_grad()
+def likelihood_bound(model, x_1, points=16):
+    """An upper bound on -log p(x_1), in nats per token, (N,) for texts x_1 (N, L).
+
+        integral_0^T E[generalised KL at t] dt + E[-log p(x_1 | x_T)],    T = MAX_TRAINING_TIME
+
+    FS-DFM is conditioned on h = 1/1024, its finest step, which is trained with the data loss.
+    """
+    bounds = []
+    with autocast(x_1.device):
+        for part in x_1.split(texts_at_a_time(x_1.shape[1], model.config.n_tokens)):
+            bounds.append(integrated_loss(model, part, points) + last_draw_nll(model, part))
+    return torch.cat(bounds)
+
+
+def judge_nll(judge, x_1):
+    """-log p(x_1) under the judge, in nats per token, (N,) for texts x_1 (N, L).
+
+    The judge does not predict the first token: it counts as one of V equally likely tokens.
+    """
+    first = math.log(judge.config.vocab_size)
+    return (long_token_nll(judge, x_1).sum(-1) + first) / x_1.shape[1]
+
+
+# ------------------------------------------------------------------------------------------------
+# infilling
+
+
+def infill(model, judge, x_1, given, steps, sampler=Sampler(), batch_size=64):
+    """Generates the tokens of real texts x_1 (N, L) that are not `given` (N, L) bool, and measures
+    them: the row of measure_filled."""
+    parts = []
+    with autocast(x_1.device):
+        for text, mask in zip(x_1.split(batch_size), given.split(batch_size)):
+            noise = sample_source(text.shape, model.config, text.device)
+            x_0 = torch.where(mask, text, noise)
+            parts.append(generate(model, x_0, steps, sampler, given=mask))
+    return measure_filled(torch.cat(parts), judge, x_1, given)
+
+
+def measure_filled(filled, judge, x_1, given):
+    """Measures of the tokens of `filled` (N, L) that are not given, with their standard errors.
+
+    accuracy    the share that equals the real text x_1 (N, L)
+    perplexity  exp of the judge's mean nats, each token given all tokens before it
+    """
+    gaps = ~given  # (N, L)
+    accuracy = ((filled == x_1) & gaps).sum(-1) / gaps.sum(-1)  # (N,)
+    scored = gaps[:, 1:]  # the judge does not predict the first token
+    nll = (long_token_nll(judge, filled) * scored).sum(-1) / scored.sum(-1)  # (N,)
+    return with_errors({"accuracy": accuracy, "perplexity": nll.exp()})
+
+
+# ------------------------------------------------------------------------------------------------
+# longer texts
+
+
+def perplexity_by_quarter(x, judge):
+    """Does the end of a text hold up? A row of perplexity for each quarter of x (N, L)."""
+    quarters = long_token_nll(judge, x).chunk(4, dim=1)  # of L - 1 tokens; the last is shortest
+    return [with_errors({"perplexity": nll.mean(-1).exp()}) for nll in quarters]
+
+
+# ------------------------------------------------------------------------------------------------
+# reports: lines on the screen, and rows for a JSON file
+
+
+def value_text(row, name, digits=3):
+    """Mean ± standard error, as text."""
+    return f"{row[name]:.{digits}f} ± {row[name + '_error']:.{digits}f}"
+
+
+def report_likelihood(networks, judge, blocks, arguments):
+    """Rows of nats per token of held-out blocks (N, L): the judge's, and each network's bound."""
+    nats = {"judge": judge_nll(judge, blocks)}
+    for name, network in networks.items():
+        torch.manual_seed(arguments.seed)
+        nats[name] = likelihood_bound(network, blocks)
+    rows = []
+    for name, values in nats.items():
+        row = {"model": name, "blocks": len(blocks)} | with_errors({"nats": values})
+        row["corpus_perplexity"] = math.exp(row["nats"])
+        rows.append(row)
+        bound = "" if name == "judge" else "at most "
+        line = f"{name:8}{bound}{value_text(row, 'nats')} nats per token"
+        print(f"{line}, corpus perplexity {row['corpus_perplexity']:.1f}")
+    return rows
+
+
+def spread(blocks, count):
+    """`count` of the blocks (N, L), evenly spread over the text."""
+    return blocks[torch.linspace(0, len(blocks) - 1, min(count, len(blocks))).long()]
+
+
+def given_tokens(shape, device):
+    """{name: which tokens are given, (N, L) bool}, half of every text, for `shape` (N, L)."""
+    L = shape[1]
+    ranks = torch.rand(shape, device=device).argsort(-1)  # (N, L), every row a permutation
+    first = torch.arange(L, device=device) < L // 2  # (L,)
+    return {"random half": ranks < L // 2, "first half": first.expand(shape)}
+
+
+def report_infill(networks, judge, blocks, arguments):
+    """Rows of accuracy and perplexity of held-out blocks (N, L), when half of each is given."""
+    x_1 = spread(blocks, arguments.num_samples)
+    sampler, batch_size = make_sampler(arguments), arguments.batch_size
+    torch.manual_seed(arguments.seed)
+    rows = []
+    for pattern, given in given_tokens(x_1.shape, x_1.device).items():
+        real = {"given": pattern, "model": "real"}
+        rows.append(real | measure_filled(x_1, judge, x_1, given))
+        for name, network in networks.items():
+            for n in arguments.steps:
+                torch.manual_seed(arguments.seed)
+                row = {"given": pattern, "model": name, "steps": n}
+                rows.append(row | infill(network, judge, x_1, given, n, sampler, batch_size))
+    for row in rows:
+        line = f"{row['given']} given: {row['model']:6}{row.get('steps', ''):>5}"
+        line += f"  accuracy {value_text(row, 'accuracy')}"
+        print(f"{line}, perplexity {value_text(row, 'perplexity')}")
+    return rows
+
+
+def longer_samples(network, length, steps, at_a_time, arguments):
+    """--num-samples texts of `length` tokens, (N, length)."""
+    shape, sampler = (arguments.num_samples, length), make_sampler(arguments)
+    return timed_samples(network, shape, steps, sampler, arguments.seed, at_a_time)[0]
+
+
+def report_longer(networks, judge, blocks, arguments):
+    """Rows of perplexity by quarter, for texts 1, 2 and 4 times as long as blocks (N, L)."""
+    rows = []
+    for times in (1, 2, 4):
+        length, at_a_time = times * blocks.shape[1], max(1, arguments.batch_size // times)
+        real = blocks.flatten()
+        texts = {("real", None): real[: len(real) // length * length].view(-1, length)}
+        for name, network in networks.items():
+            for n in arguments.steps:
+                texts[name, n] = longer_samples(network, length, n, at_a_time, arguments)
+        for (name, n), x in texts.items():
+            quarters = perplexity_by_quarter(x, judge)
+            row = {"model": name, "steps": n, "length": length, "samples": len(x)}
+            rows.append(row | {"quarters": quarters})
+            values = "   ".join(value_text(quarter, "perplexity", 1) for quarter in quarters)
+            print(f"{length:>6} tokens, {name:6}{n or '':>5}  perplexity by quarter: {values}")
+    return rows
+
+
+REPORTS = {"likelihood": report_likelihood, "infill": report_infill, "longer": report_longer}
+
+# ------------------------------------------------------------------------------------------------
+# the command
+
+
+def parse_arguments():
+    """The command line. UserError if a flag has no meaning for the part."""
+    parser = Parser(__doc__)
+    parser.add_argument("part", choices=REPORTS, help="what is measured; --steps are 8 64 here")
+    add_network_flags(parser, steps="8 64")
+    defaults = {name: parser.get_default(name) for name in SAMPLING}
+    parser.set_defaults(**dict.fromkeys(SAMPLING))  # None: not on the command line
+    arguments = parser.parse_args()
+    for name, default in defaults.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, default)
+        elif arguments.part == "likelihood":
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} has no meaning for likelihood, which samples no text")
+    return arguments
+
+
+def main():
+    arguments = parse_arguments()
+    device = pick_device(arguments.device)
+    judge, networks, hashes, dataset, _ = load_all(arguments, device)
+    config = next(iter(networks.values())).config
+    length = arguments.length or config.block_size
+    dataset.must_fill(4 * length if arguments.part == "longer" else length)
+    blocks = dataset.validation_blocks(length).to(device)  # (N, L)
+    held = lock(arguments.out / "eval.lock")
+    arguments.steps = arguments.steps or [FEW, 64]
+    arguments.batch_size = arguments.batch_size or texts_at_a_time(length, config.n_tokens)
+
+    rows = REPORTS[arguments.part](networks, judge, blocks, arguments)
+    report = {"networks": hashes, "data": dataset.meta["text_sha256"], "rows": rows}
+    path = arguments.out / f"{arguments.part}-{dataset.name}.json"
+    write_text(path, json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    run_command(main)

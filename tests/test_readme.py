@@ -1,0 +1,58 @@
+"""Checks the README: its table is what toy.py computes, and what it names exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import toy
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def table_after(words):
+    """The rows of the first table behind `words`, each a list of cells; without its heading."""
+    lines = README[README.index(words) :].splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    rows = []
+    for line in lines[first:]:
+        if not line.startswith("|"):
+            break
+        cells = re.split(r"(?<!\\)\|", line)[1:-1]
+        rows.append([cell.strip() for cell in cells])
+    return rows[2:]
+
+
+def test_the_table_of_the_exact_world():
+    """Every figure of "Why few steps are hard" is that of toy.py, to its three decimals."""
+    shown = {}
+    for source, rule, grid, *errors in table_after("**Why few steps are hard.**"):
+        power = 1 if grid == "uniform" else int(grid.removeprefix("power "))
+        shown[source, rule, power] = [float(error) for error in errors]
+    computed = {(source, rule, power): errors for source, rule, power, errors in toy.table_rows()}
+    assert shown.keys() == computed.keys()
+    for row, errors in computed.items():
+        assert shown[row] == pytest.approx(errors, abs=5.1e-4), row
+
+
+def test_the_figures_of_the_sentence_below_it():
+    text = README[README.index("`euler` is the rule of Meta's") :].split("\n\n")[0]
+    computed = {(rule, power): errors[3] for _, rule, power, errors in toy.table_rows()[:8]}
+    names = [("euler", 1), ("averaged", 1), ("euler-forced", 1), ("cumulative", 1)]
+    names += [("euler", 2), ("cumulative", 2)]
+    numbers = [float(number) for number in re.findall(r"0\.\d{3}", text)]
+    assert numbers == pytest.approx([computed[name] for name in names], abs=5.1e-4)
+
+
+def test_the_functions_of_the_maths_table_exist():
+    for *_, where in table_after("## The maths in one screen"):
+        module, name = where.strip("`").split(".")
+        assert re.search(rf"^def {name}\(", (ROOT / f"{module}.py").read_text(), re.M), where
+
+
+def test_the_files_it_names_exist():
+    named = re.findall(r"`([\w/]+(?:\.py|\.sh|/))`", README)
+    named += re.findall(r"\]\((docs/[^)]+)\)", README)
+    assert len(named) > 15
+    assert [name for name in named if not (ROOT / name).exists() and "out/" not in name] == []
