@@ -16,6 +16,7 @@ from common.judge import generate_autoregressive, load_judge, set_kv_caches
 from data.tokenizer import gpt2_encoding
 from eval import distinct_ngrams, long_token_nll, measure, ngram_entropy, token_nll
 from exact import ExactNetwork
+from experiments import heldout
 from experiments.heldout import infill, judge_nll, likelihood_bound, measure_filled
 from experiments.heldout import perplexity_by_quarter
 from model import ModelConfig, Transformer
@@ -134,6 +135,28 @@ def test_the_bound_is_tight_under_the_mask_source():
 def test_the_bound_is_above_the_likelihood_under_the_uniform_source():
     bound = likelihood_bound(ExactNetwork("uniform"), draw_texts(1000))
     assert bound.mean() > ENTROPY_PER_TOKEN + four_errors(bound)
+
+
+class ContextFree:
+    """A network that predicts the same whatever it reads; the last logit is MASK's."""
+
+    p = torch.tensor([0.1, 0.2, 0.3, 0.4])
+
+    def __init__(self, source):
+        self.config = ModelConfig(vocab_size=4, source=source)
+
+    def __call__(self, x_t, t, h):
+        logits = torch.cat([self.p.log(), torch.tensor([5.0])])[: self.config.n_tokens]
+        return logits.expand(*x_t.shape, -1)
+
+
+@pytest.mark.parametrize("source", ["uniform", "mask"])
+def test_the_last_draw_is_part_of_the_bound(source, monkeypatch):
+    """With an integral over no time at all, the text is drawn from noise at once."""
+    monkeypatch.setattr(heldout, "MAX_TRAINING_TIME", 0.0)
+    x_1 = torch.tensor([[0, 1, 3], [2, 2, 2]])
+    expected = torch.tensor([-math.log(0.1 * 0.2 * 0.4) / 3, -math.log(0.3)])
+    torch.testing.assert_close(likelihood_bound(ContextFree(source), x_1), expected)
 
 
 class UniformJudge:

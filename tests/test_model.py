@@ -350,9 +350,8 @@ def test_orthogonalize(shape):
 
 def test_muon_is_torchs():
     """Up to the bfloat16 of torch.optim.Muon; scale, momentum and decay are the same."""
-    shapes = [(24, 40), (40, 24), (24, 40)]
-    ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
-    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+    starts = [0.1 * torch.randn(shape) for shape in [(24, 40), (40, 24), (24, 40)]]
+    ours, theirs = [[nn.Parameter(p.clone()) for p in starts] for _ in range(2)]
     optimizers = [
         Muon(ours, lr=0.1, weight_decay=0.2),
         torch.optim.Muon(theirs, lr=0.1, weight_decay=0.2, adjust_lr_fn="match_rms_adamw"),
@@ -363,8 +362,8 @@ def test_muon_is_torchs():
             b.grad = a.grad.clone()
         for optimizer in optimizers:
             optimizer.step()
-    for a, b in zip(ours, theirs):
-        assert (a - b).norm() < 0.02 * b.norm() and not torch.equal(a, b)
+    for a, b, start in zip(ours, theirs, starts):
+        assert (a - b).norm() < 0.03 * (b - start).norm() and not torch.equal(a, b)
 
 
 def names_in(optimizer, model):
