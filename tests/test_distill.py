@@ -1,4 +1,4 @@
-"""Checks distill.py: the shortcut teacher's targets and states, the steps that are trained, the loss.
+"""Checks distill.py: the shortcut teacher's targets and states, the trained steps, the loss.
 
 The published teachers' targets themselves are in test_reference.py. What distillation is worth is
 in test_distillation_helps.py.

@@ -40,7 +40,6 @@ FINEST = 16  # steps of 1/16 have the data loss, larger ones the teacher; t is a
 SIZES = 5  # h = 1, 1/2, 1/4, 1/8, 1/16
 STEPS = (1, 2, 4, 8)  # of the samplers
 
-
 # ------------------------------------------------------------------------------------------------
 # the student
 

@@ -1,4 +1,4 @@
-"""Checks flow.py: the path's marginals, the loss, the jump rules, the draws and the sampler's steps.
+"""Checks flow.py: the path's marginals, the loss, the jump rules, the draws and the sampler.
 
 Closed forms only. The sampler against whole distributions is in test_exact.py, the published
 numbers are in test_reference.py.
@@ -268,7 +268,8 @@ def test_categorical_never_draws_a_weight_of_zero():
 def test_categorical_at_the_edge_of_its_uniform_number(monkeypatch):
     """A uniform number of exactly 0 must not fall on a leading weight of zero."""
     monkeypatch.setattr(torch, "rand", torch.zeros)
-    assert categorical(torch.tensor([[0.0, 0.0, 1.0, 2.0], [3.0, 0.0, 0.0, 0.0]])).tolist() == [2, 0]
+    weights = torch.tensor([[0.0, 0.0, 1.0, 2.0], [3.0, 0.0, 0.0, 0.0]])
+    assert categorical(weights).tolist() == [2, 0]
 
 
 def almost_one(*shape, **options):
