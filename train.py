@@ -157,7 +157,7 @@ def parse_arguments():
     add("--data", default="pydocs", help="name given to data/prepare.py (default: pydocs)")
     add("--out", type=Path, default=Path("out"), help="folder of the checkpoints (default: out)")
     add("--preset", choices=PRESETS, help="size (default: gpu with CUDA, else cpu)")
-    add("--recipe", choices=RECIPES, 
+    add("--recipe", choices=RECIPES,
         help="ours, or the published one, to be sampled with --grid-power 1 (default: ours)")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on from the last checkpoint")

@@ -30,7 +30,7 @@ from data.prepare import python_text
 from data.tokenizer import Tokenizer, gpt2_encoding
 from flow import kappa
 from model import ModelConfig
-from train import RECIPES, Config, loss_of, make_config
+from train import NETWORK, RECIPES, Config, loss_of, make_config
 
 STAGES = ("judge", "dfm", "fsdfm")
 FEW_SAMPLES = ["--steps", 1, 4, 512, "--num-samples", 6, "--slow-samples", 2]
@@ -158,6 +158,20 @@ def test_two_processes_train_as_one(trained, stage):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     for one, two in zip(*(model.values() for model in weights), strict=True):
         assert (one - two).norm() <= 1e-5 * one.norm()
+
+
+def test_the_students_network_is_the_dfms(trained, tmp_path):
+    """Whatever the preset says: the same shape, source and schedule, in the network and in the
+    settings of the checkpoint. A run with the same flags can be resumed."""
+    shape = ["--block-size", 16, "--n-layer", 1, "--source", "mask", "--exponent", 2]
+    flags = [*TINY, "--iterations", 10, "--out", tmp_path]
+    run(trained, "train.py", "dfm", *flags, *shape)
+    run(trained, "train.py", "fsdfm", *flags)
+    dfm, fsdfm = (load(tmp_path / f"{stage}.pt") for stage in ("dfm", "fsdfm"))
+    assert fsdfm["config"] == dfm["config"] | {"step_aware": True}
+    for name in NETWORK:
+        assert fsdfm["settings"][name] == dfm["settings"][name] == dfm["config"][name]
+    assert "finished" in run(trained, "train.py", "fsdfm", *flags, "--resume").stdout
 
 
 @pytest.mark.parametrize("stage", ["dfm", "fsdfm"])

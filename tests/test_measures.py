@@ -181,6 +181,23 @@ def test_infilling(steps):
     assert row["perplexity"] == pytest.approx(4.0)
 
 
+class JudgeThatExpects0:
+    """After a 0 every token is one of 4 equally likely; after another, 3 is far the likeliest."""
+
+    config = ModelConfig(vocab_size=4, causal=True)
+
+    def __call__(self, x):
+        return (x != 0)[..., None] * torch.tensor([0.0, 0.0, 0.0, 9.0])
+
+
+def test_given_tokens_stay_while_others_are_filled():
+    """Under the uniform source, where the sampler would move them."""
+    x_1 = torch.zeros(50, 2, dtype=torch.long)
+    given = torch.tensor([[True, False]]).expand(50, 2)
+    row = infill(ContextFree("uniform"), JudgeThatExpects0(), x_1, given, steps=4)
+    assert row["perplexity"] == pytest.approx(4.0)  # all first tokens are still 0
+
+
 def test_measures_of_filled_tokens_by_hand():
     x_1, filled = torch.tensor([[0, 1, 1, 2]]), torch.tensor([[0, 2, 1, 2]])
     given = torch.tensor([[True, False, True, False]])

@@ -363,7 +363,7 @@ def test_muon_is_torchs():
         for optimizer in optimizers:
             optimizer.step()
     for a, b, start in zip(ours, theirs, starts):
-        assert (a - b).norm() < 0.03 * (b - start).norm() and not torch.equal(a, b)
+        assert (a - b).norm() < 0.04 * (b - start).norm() and not torch.equal(a, b)
 
 
 def names_in(optimizer, model):
