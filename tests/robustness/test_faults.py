@@ -194,12 +194,13 @@ def test_a_file_that_cannot_grow(trained, out):
     line = last_error_line(run_python(trained, "-c", LIMITED.format(200_000), *command))
     assert f"cannot write {out}/judge.pt: File too large" in line
     assert {path.name: path.read_bytes() for path in out.glob("*.pt*")} == before
+    few = ["--steps", 1, "--num-samples", 2, "--out", out]
     for name, command in (
-        ("eval.json", ["eval.py", "--steps", "1", "--num-samples", "2"]),
-        ("likelihood-pydocs.json", ["experiments/heldout.py", "likelihood"]),
+        ("eval.json", ["eval.py"]),
+        ("infill-pydocs.json", ["experiments/heldout.py", "infill"]),
     ):
         (out / f"{name}.tmp").symlink_to("/dev/full")
-        line = last_error_line(run_python(trained, *command, "--out", out))
+        line = last_error_line(run_python(trained, *command, *few))
         assert f"cannot write {out}/{name}: No space left" in line
         assert not list(out.glob("*.tmp"))
     command = ["data/prepare.py", "pydocs"]
@@ -208,7 +209,7 @@ def test_a_file_that_cannot_grow(trained, out):
     assert (trained / "data/pydocs/meta.json").exists()
     assert not list((trained / "data/pydocs").glob("*.new*"))
     # what was there can still be used
-    run(trained, "eval.py", "--steps", 1, "--num-samples", 2, "--out", out)
+    run(trained, "eval.py", *few)
 
 
 def test_a_full_disk(trained, tmp_path):
