@@ -129,7 +129,7 @@ def rotate(x, cos, sin):
     """Rotates the pairs (x[i], x[i + head_dim / 2]) by their angles, so that q . k depends on the
     distance of two positions only. x (B, heads, L, head_dim)."""
     a, b = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-b, a], dim=-1) * sin
+    return x * cos.to(x.dtype) + torch.cat([-b, a], dim=-1) * sin.to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -145,8 +145,8 @@ class Attention(nn.Module):
         B, L, d = x.shape
         qkv = self.qkv(x).view(B, L, 3, self.n_head, d // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, L, head_dim) each
-        q = rotate(q, cos, sin).to(v.dtype)
-        k = rotate(k, cos, sin).to(v.dtype)
+        q = rotate(q, cos, sin)
+        k = rotate(k, cos, sin)
         if self.kv_cache is not None:
             k, v = self.kv_cache.extend(k, v)
         attend = F.scaled_dot_product_attention if x.is_cuda else attention_on_cpu
