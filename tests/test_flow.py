@@ -564,9 +564,11 @@ class SilentNetwork(FixedNetwork):
 
 @pytest.mark.parametrize("source", ["uniform", "mask"])
 def test_a_compiled_step_draws_the_same(source, monkeypatch):
-    """Network and jump as one graph: token for token, with the same random numbers."""
+    """Network and jump as one graph: token for token, with the same random numbers, if the eager
+    form draws for every token, too (draw_where)."""
     with_eager = functools.partial(torch.compile, backend="eager")
     monkeypatch.setattr(torch, "compile", with_eager)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     torch._dynamo.reset()
     network = SilentNetwork(source)
     x_0 = sample_source((100, 8), network.config)
