@@ -10,6 +10,13 @@ Perplexity  exp of the judge's mean negative log likelihood (nats) of the next t
 Entropy     Shannon entropy, in bits, of a sample's own histogram of tokens, or of 4-grams.
 Distinct    share of a sample's 4-grams that are different: falls when the text repeats itself.
 
+Of stories (data/stories.py) it says first what can be counted:
+
+Right       share of the texts that are stories without a single mistake, and mistakes a story.
+Variety     of the right ones: the entropy of the names, things, colours, places and plots as a
+            share of that of as many true stories. The table has the lowest of the five.
+New         share of the right ones that are not in the training set.
+
 Perplexity alone is worth nothing: a lower temperature, or one word repeated, lowers it. Always read
 it with entropy beside it. Every number comes with its standard error over samples, s / sqrt(n), and
 the same numbers for held-out real text say what is natural.
@@ -37,12 +44,13 @@ from common.files import file_hash, lock, write_text
 from common.judge import generate_autoregressive, load_judge, next_token_nll
 from common.report import continue_report
 from data.dataset import Dataset
+from data.stories import KINDS, can_check, parse, variety
 from flow import Sampler, generate, sample_source
 from model import Transformer
 from sample import add_sampler_flags
 
 STEPS = [2**i for i in range(11)]
-SLOW = 512  # from here on a CPU measures fewer samples
+SLOW = 128  # from here on a CPU measures fewer samples
 FEW = 8  # the steps of FS-DFM that are shown beside the most steps of DFM
 
 # ------------------------------------------------------------------------------------------------
@@ -115,6 +123,24 @@ def measure(x, judge):
     return {"samples": len(x), "corpus_perplexity": corpus_perplexity} | with_errors(values)
 
 
+def measure_stories(x, dataset):
+    """Right stories, their mistakes and their variety, for samples x (N, L); {} if the tokens of
+    the dataset are not those of stories."""
+    if not can_check(dataset.tokenizer):
+        return {}
+    readings = [parse(dataset.tokenizer.decode(row)) for row in x.tolist()]
+    mistakes = torch.tensor([len(reading.mistakes) for reading in readings])
+    row = with_errors({"right": (mistakes == 0).float(), "mistakes": mistakes.float()})
+    kinds = Counter(mistake.kind for reading in readings for mistake in reading.mistakes)
+    row["mistakes_by_kind"] = {kind: kinds[kind] / len(x) for kind in KINDS}
+    right = [i for i, reading in enumerate(readings) if not reading.mistakes]
+    row["variety"] = variety([readings[i] for i in right])
+    rows = x.cpu().numpy().astype("uint16")
+    new = [rows[i].tobytes() not in dataset.known_rows for i in right]
+    row["new"] = sum(new) / len(new) if new else None
+    return row
+
+
 # ------------------------------------------------------------------------------------------------
 # texts, and the time they take
 
@@ -180,13 +206,20 @@ def plus_minus(row, name, digits):
 
 def table(report):
     """The rows as text, a line each."""
-    heading = f"{'':8}{'steps':>6}{'temp.':>7}{'perplexity':>20}{'corpus':>9}{'entropy, bits':>16}"
-    lines = [heading + f"{'distinct 4':>12}{'s/sample':>10}{'samples':>9}"]
-    for row in [report["real"], *report["rows"]]:
+    rows = [report["real"], *report["rows"]]
+    stories = "right" in report["real"]
+    heading = f"{'':8}{'steps':>6}{'temp.':>7}"
+    if stories:
+        heading += f"{'right':>16}{'mistakes':>10}{'variety':>9}{'new':>6}"
+    lines = [heading + f"{'perplexity':>18}{'entropy, bits':>16}{'s/sample':>10}{'samples':>9}"]
+    for row in rows:
         seconds = f"{row['seconds_per_sample']:.3f}" if "seconds_per_sample" in row else ""
         line = f"{row['model']:8}{row.get('steps', ''):>6}{row.get('temperature', ''):>7}"
-        line += f"{plus_minus(row, 'perplexity', 1):>20}{row['corpus_perplexity']:>9.1f}"
-        line += f"{plus_minus(row, 'entropy', 2):>16}{row['distinct_4grams']:>12.3f}"
+        if stories:
+            lowest = f"{min(row['variety'].values()):.2f}" if row["variety"] else ""
+            new = "" if row["new"] is None else f"{row['new']:.2f}"
+            line += f"{plus_minus(row, 'right', 3):>16}{row['mistakes']:>10.2f}{lowest:>9}{new:>6}"
+        line += f"{plus_minus(row, 'perplexity', 2):>18}{plus_minus(row, 'entropy', 2):>16}"
         lines.append(line + f"{seconds:>10}{row['samples']:>9}")
     return "\n".join(lines)
 
@@ -225,7 +258,7 @@ def add_network_flags(parser, steps="1 2 4 ... 1024"):
     add = parser.add_argument
     models = ("dfm", "fsdfm")
     add("--models", choices=models, nargs="+", default=models, help="which (default: dfm fsdfm)")
-    add("--data", default="pydocs", help="name given to data/prepare.py (default: pydocs)")
+    add("--data", default="stories", help="name given to data/prepare.py (default: stories)")
     add("--out", type=Path, default=Path("out"), help="folder of the checkpoints (default: out)")
     for name in models:
         add(f"--{name}", type=Path, help=f"a file to use instead of OUT/{name}.pt")
@@ -235,7 +268,7 @@ def add_network_flags(parser, steps="1 2 4 ... 1024"):
     add("--length", type=number(int, 5, 2**20), help="tokens (default: those of training)")
     add("--steps", type=number(int, 1, 65536), nargs="+", metavar="N",
         help=f"numbers of steps (default: {steps})")
-    add("--num-samples", type=number(int, 1, 10**6), default=64, help="texts (default: 64)")
+    add("--num-samples", type=number(int, 1, 10**6), default=256, help="texts (default: 256)")
     add("--batch-size", type=number(int, 1, 65536),
         help="texts at a time (default: 64, or as many as fit)")
     add("--seed", type=seed_number, default=1, help="of every random number (default: 1)")
@@ -250,7 +283,7 @@ def parse_arguments():
     add("--temperatures", type=number(float, 0.001, 1000), nargs="+", metavar="T", default=[1.0],
         help="temperatures of the draws (default: 1)")
     add("--slow-samples", type=number(int, 1, 10**6),
-        help=f"texts at {SLOW} steps and more (default: 8 on a CPU, else as many)")
+        help=f"texts at {SLOW} steps and more (default: 64 on a CPU, else as many)")
     return parser.parse_args()
 
 
@@ -289,17 +322,17 @@ def machine_name(device):
 
 def jobs_of(arguments, networks, on_cpu):
     """[(model, steps, temperature, samples)]: the rows that are wanted."""
-    slow_samples = min(8, arguments.num_samples) if on_cpu else arguments.num_samples
+    slow_samples = min(64, arguments.num_samples) if on_cpu else arguments.num_samples
     slow_samples = arguments.slow_samples or slow_samples
     jobs = []
     for model in networks:
-        for steps in arguments.steps or STEPS:
+        for steps in arguments.steps or (STEPS if model == "dfm" else STEPS[:-1]):
             samples = slow_samples if steps >= SLOW else arguments.num_samples
             jobs += [(model, steps, T, samples) for T in arguments.temperatures]
     return jobs
 
 
-def measure_rows(arguments, networks, hashes, judge, report, length, batch_size, save):
+def measure_rows(arguments, networks, hashes, judge, dataset, report, batch_size, save):
     """Measures what the report lacks, row by row, and saves after each. {(model, steps, T): row}.
 
     Rows of a network that has changed are measured again.
@@ -308,7 +341,7 @@ def measure_rows(arguments, networks, hashes, judge, report, length, batch_size,
     for row in report["rows"]:
         if row["network"] == hashes.get(row["model"], row["network"]):
             rows[row["model"], row["steps"], row["temperature"]] = row
-    device = next(iter(networks.values())).embedding.weight.device
+    device, length = next(iter(networks.values())).embedding.weight.device, report["length"]
     jobs = jobs_of(arguments, networks, device.type == "cpu")
     total = sum(steps * samples for _, steps, _, samples in jobs)
     with tqdm(total=total, desc="eval", unit="step", unit_scale=True) as bar:
@@ -324,10 +357,11 @@ def measure_rows(arguments, networks, hashes, judge, report, length, batch_size,
             )
             row = {"model": model, "network": hashes[model], "steps": steps}
             row |= {"temperature": temperature, "seconds_per_sample": seconds / samples}
-            rows[job] = row | measure(x_1, judge)
+            rows[job] = row | measure(x_1, judge) | measure_stories(x_1, dataset)
             report["rows"] = [rows[job] for job in sorted(rows)]
             save()
-            bar.set_postfix_str(f"{model}, {steps}: perplexity {rows[job]['perplexity']:.1f}")
+            name = "right" if "right" in rows[job] else "perplexity"
+            bar.set_postfix_str(f"{model}, {steps}: {name} {rows[job][name]:.2f}")
     return rows
 
 
@@ -374,12 +408,12 @@ def main():
     def save():
         write_text(path, json.dumps(report, indent=1))
 
-    report["real"] = {"model": "real"} | measure(blocks, judge)
+    report["real"] = {"model": "real"} | measure(blocks, judge) | measure_stories(blocks, dataset)
     for network in networks.values():  # warm-up: a first pass takes longer
         shape = (min(batch_size, arguments.num_samples), length)
         timed_samples(network, shape, 1, make_sampler(arguments), 0, batch_size)
     rows = measure_rows(
-        arguments, networks, hashes, judge, report, length, batch_size, save
+        arguments, networks, hashes, judge, dataset, report, batch_size, save
     )
     most = max((steps for model, steps, _ in rows if model == "dfm"), default=None)
     if len(networks) < 2 or not most:

@@ -1,7 +1,10 @@
 """The pictures of what eval.py measured.
 
-    python plot.py     OUT/eval.json -> OUT/curve.png; with several temperatures OUT/frontier.png
+    python plot.py     OUT/eval.json -> OUT/curve.png, OUT/stories.png
+                       with several temperatures also OUT/frontier.png, OUT/variety.png
 
+Stories   right stories against the number of steps, and what is wrong with the others.
+Variety   right stories against their variety, a point for each temperature.
 Curve     perplexity and entropy against the number of steps, at temperature 1.
 Frontier  perplexity against entropy, a point for each temperature. It is the fairest comparison,
           since a lower temperature lowers both. A model is better where its line is lower at equal
@@ -21,6 +24,8 @@ from matplotlib.ticker import LogFormatter
 
 from common.command import Parser, UserError, run_command
 from common.files import write_safely
+from data.stories import KINDS
+from eval import FEW
 from flow import Sampler
 
 LABELS = {"dfm": "DFM", "fsdfm": "FS-DFM"}
@@ -66,7 +71,7 @@ def title(report, rows):
 
 
 # ------------------------------------------------------------------------------------------------
-# the two figures
+# the figures
 
 
 def plain_log_scale(axis):
@@ -76,44 +81,82 @@ def plain_log_scale(axis):
     axis.yaxis.set_minor_formatter(LogFormatter())  # only as many labels as there is room for
 
 
+def steps_axis(axis, rows):
+    """A horizontal log scale of the numbers of steps."""
+    ticks = sorted(set(column(rows, "steps")))
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(ticks, [f"{n:,}" for n in ticks], rotation=45)
+    axis.set_xlabel("sampling steps")
+    axis.grid(alpha=0.25)
+
+
+def draw_lines(axis, lines, measure):
+    """A measure against the number of steps, a line for each model of {model: rows}."""
+    for model, rows in lines.items():
+        values, errors = column(rows, measure), column(rows, measure + "_error")
+        if rows:
+            style = STYLES[model] | {"label": LABELS[model]}
+            axis.errorbar(column(rows, "steps"), values, errors, **style)
+    steps_axis(axis, [row for rows in lines.values() for row in rows])
+
+
 def draw_curve(report):
     """The figure: left perplexity, right entropy, against the number of steps."""
     figure, axes = plt.subplots(1, 2, figsize=(13, 5.4), layout="constrained")
     lines = {model: curve_rows(report, model) for model in LABELS}
-    shown = [row for rows in lines.values() for row in rows]
-    ticks = sorted(set(column(shown, "steps")))
     for axis, measure in zip(axes, ("perplexity", "entropy")):
-        for model, rows in lines.items():
-            values, errors = column(rows, measure), column(rows, measure + "_error")
-            if rows:
-                style = STYLES[model] | {"label": LABELS[model]}
-                axis.errorbar(column(rows, "steps"), values, errors, **style)
+        draw_lines(axis, lines, measure)
         axis.axhline(report["real"][measure], color=GREY, linestyle="--", label="real text")
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(ticks, [f"{n:,}" for n in ticks], rotation=45)
-        axis.set_xlabel("sampling steps")
-        axis.grid(alpha=0.25)
     plain_log_scale(axes[0])
     axes[0].set_ylabel(PERPLEXITY)
     axes[1].set_ylabel(ENTROPY)
     axes[0].legend(frameon=False)
-    figure.suptitle(title(report, shown))
+    figure.suptitle(title(report, [row for rows in lines.values() for row in rows]))
     return figure
 
 
-def draw_temperatures(axis, rows, style):
-    """A line of the frontier, and the temperature beside each of its points."""
-    x, y = column(rows, "entropy"), column(rows, "perplexity")
-    dx, dy = column(rows, "entropy_error"), column(rows, "perplexity_error")
+def draw_stories(report):
+    """The figure: left the share of right stories against the number of steps, right the mistakes
+    of FEW steps by kind."""
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5.4), layout="constrained")
+    lines = {model: curve_rows(report, model) for model in LABELS}
+    draw_lines(axes[0], lines, "right")
+    axes[0].set_ylim(0, 1)
+    axes[0].set_ylabel("share of stories without a mistake")
+    axes[0].legend(frameon=False)
+    height = 0.4
+    for i, (model, rows) in enumerate(lines.items()):
+        for row in (row for row in rows if row["steps"] == FEW):
+            places = [k + (i - 0.5) * height for k in range(len(KINDS))]
+            counts = [row["mistakes_by_kind"][kind] for kind in KINDS]
+            style = {"color": STYLES[model]["color"], "label": f"{LABELS[model]}, {FEW} steps"}
+            axes[1].barh(places, counts, height, **style)
+    axes[1].set_yticks(range(len(KINDS)), KINDS)
+    axes[1].invert_yaxis()
+    axes[1].set_xlabel("mistakes a story")
+    axes[1].legend(frameon=False)
+    figure.suptitle(title(report, [row for rows in lines.values() for row in rows]))
+    return figure
+
+
+def lowest_variety(row):
+    """The lowest variety of the five kinds of slots (data/stories.py); 0 without right stories."""
+    return min(row["variety"].values(), default=0)
+
+
+def draw_temperatures(axis, rows, x, y, dx, dy, style):
+    """A line through points (x, y) with their errors, and the temperature beside each."""
     axis.errorbar(x, y, dy, dx, **style)
     for row, *point in zip(rows, x, y):
         text = f"{row['temperature']:g}"
         axis.annotate(text, point, (5, -13), textcoords="offset points", fontsize=9)
 
 
-def draw_frontier(report):
-    """The figure: a line for each model and number of steps, a point for each temperature, and a
-    star for real text."""
+def draw_frontier(report, points):
+    """A figure with a line for each model and number of steps, a point for each temperature.
+
+    points(rows) are the x, y, dx, dy of rows. The axes are the caller's to name.
+    """
     figure, axis = plt.subplots(figsize=(10, 7), layout="constrained")
     steps = sorted(set(column(report["rows"], "steps")))
     lines = {(model, n): frontier_rows(report, model, n) for model in LABELS for n in steps}
@@ -122,16 +165,41 @@ def draw_frontier(report):
     for (model, n), rows in lines.items():
         line_style = LINE_STYLES[drawn_steps.index(n) % len(LINE_STYLES)]
         label = f"{LABELS[model]}, {n:,} step{'s' if n > 1 else ''}"
-        draw_temperatures(axis, rows, STYLES[model] | {"linestyle": line_style, "label": label})
+        style = STYLES[model] | {"linestyle": line_style, "label": label}
+        draw_temperatures(axis, rows, *points(rows), style)
+    axis.grid(alpha=0.25)
+    shown = [row for rows in lines.values() for row in rows]
+    figure.suptitle(f"{title(report, shown)}\nbeside each point: temperature")
+    return figure
+
+
+def draw_perplexity_frontier(report):
+    """The figure: perplexity against entropy, and a star for real text."""
+    names = ("entropy", "perplexity", "entropy_error", "perplexity_error")
+    figure = draw_frontier(report, lambda rows: [column(rows, name) for name in names])
+    axis = figure.axes[0]
     star = {"color": GREY, "marker": "*", "markersize": 18, "linestyle": "", "label": "real text"}
     axis.plot(report["real"]["entropy"], report["real"]["perplexity"], **star)
     plain_log_scale(axis)
     axis.set_xlabel(ENTROPY)
     axis.set_ylabel(PERPLEXITY)
-    axis.grid(alpha=0.25)
     axis.legend(frameon=False, handlelength=3)
-    shown = [row for rows in lines.values() for row in rows]
-    figure.suptitle(f"{title(report, shown)}\nbeside each point: temperature")
+    return figure
+
+
+def draw_variety(report):
+    """The figure: right stories against the variety of the right ones."""
+    figure = draw_frontier(
+        report,
+        lambda rows: (
+            [lowest_variety(row) for row in rows], column(rows, "right"), None,
+            column(rows, "right_error"),
+        ),
+    )
+    axis = figure.axes[0]
+    axis.set_xlabel("variety of the right stories: lowest slot entropy, as a share of true stories'")
+    axis.set_ylabel("share of stories without a mistake")
+    axis.legend(frameon=False, handlelength=3)
     return figure
 
 
@@ -139,11 +207,16 @@ def draw_all(report):
     """{file name: figure} of a report."""
     plt.rcParams.update(LOOK)
     figures = {}
+    stories = "right" in report["real"]
     if any(curve_rows(report, model) for model in LABELS):
         figures["curve.png"] = draw_curve(report)
+        if stories:
+            figures["stories.png"] = draw_stories(report)
     steps = set(column(report["rows"], "steps"))
     if any(frontier_rows(report, model, n) for model in LABELS for n in steps):
-        figures["frontier.png"] = draw_frontier(report)
+        figures["frontier.png"] = draw_perplexity_frontier(report)
+        if stories:
+            figures["variety.png"] = draw_variety(report)
     return figures
 
 

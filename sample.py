@@ -2,10 +2,11 @@
 
     python sample.py --model fsdfm --steps 8
     python sample.py --model dfm --steps 64 --watch          every step on the screen
+    python sample.py --num-samples 4 --check                 what is wrong with each story
     python sample.py --steps 1/2 1/4 1/8 1/8                 step sizes of your own
-    python sample.py --prompt "Return the "                  kept as given, at the start
-    python sample.py --infill "Return the ___ of the _12_."  3 tokens and 12 tokens are written
-    python sample.py --model judge --prompt "Return the "    token by token, to compare
+    python sample.py --prompt "Mia had a red kite."          kept as given, at the start
+    python sample.py --infill "Mia had ___. One _90_"        3 tokens and 90 tokens are written
+    python sample.py --model judge --prompt "Mia"            token by token, to compare
     python sample.py --checkpoint published.pth              a published network
 
 The work is done by flow.generate; here are a command line and a terminal around it. Read next:
@@ -16,6 +17,7 @@ import json
 import re
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -24,9 +26,11 @@ from common.checkpoint import NETWORKS, load_model
 from common.command import Parser, UserError, number, printable, run_command, seed_number
 from common.device import autocast, pick_device, texts_at_a_time
 from common.judge import generate_autoregressive
+from data.stories import can_check, check
+from data.tokenizer import spaced_words, split_words
 from flow import UPDATES, Sampler, generate, sample_source, time_grid
 
-REVERSE, PLAIN, HOME_AND_CLEAR = "\033[7m", "\033[0m", "\033[H\033[J"
+REVERSE, RED, PLAIN, HOME_AND_CLEAR = "\033[7m", "\033[31m", "\033[0m", "\033[H\033[J"
 BLANK = re.compile(r"_(\d+)_|(_{3,})")
 
 # ------------------------------------------------------------------------------------------------
@@ -38,7 +42,7 @@ def encode_given(text, tokenizer):
     unknown = tokenizer.unknown(text)
     if unknown:
         shown = " ".join(map(ascii, unknown[:9]))
-        raise UserError(f"the text has characters that the model does not know: {shown}")
+        raise UserError(f"the text has what the model does not know: {shown}")
     try:
         return tokenizer.encode(text).tolist()
     except UnicodeEncodeError as error:
@@ -102,15 +106,28 @@ class Watcher:
     def __call__(self, step, x_t):
         ids = x_t[0].tolist()
         before = (self.previous or ids) + [None] * len(ids)  # the judge's text grows
+        texts = iter(self.tokenizer.pieces([i for i in ids if i != self.mask_id]))
         pieces = []
         for token, old in zip(ids, before):
-            piece = "_" if token == self.mask_id else printable(self.tokenizer.decode([token]))
+            piece = "_" if token == self.mask_id else printable(next(texts))
             changed = token != old and sys.stdout.isatty()
             pieces.append(f"{REVERSE}{piece}{PLAIN}" if changed else piece)
         if sys.stdout.isatty():
             print(HOME_AND_CLEAR, end="")
         print(f"--- step {step} of {self.steps}\n{''.join(pieces)}", flush=True)
         self.previous = ids
+
+
+def marked(text, mistakes):
+    """The text of a story, its wrong words in red on a terminal, then what is wrong with it."""
+    wrong = {i for m in mistakes for i in range(m.position, m.position + m.words)}
+    colour = sys.stdout.isatty()
+    pieces = []
+    for i, word in enumerate(spaced_words(split_words(text))):
+        pieces.append(f"{RED}{word}{PLAIN}" if colour and i in wrong else word)
+    lines = ["".join(pieces)]
+    lines += [f"  word {mistake.position + 1}: {mistake.message}" for mistake in mistakes]
+    return "\n".join(lines if mistakes else [*lines, "  right"])
 
 
 def parse_steps(words):
@@ -168,6 +185,7 @@ def parse_arguments():
         help="divides the logits: below 1 text is likelier and of lower entropy (default: 1)")
     add("--top-p", type=number(float, 0.000001, 1), default=Sampler.top_p,
         help="draw from the likeliest tokens that have this probability together (default: 1)")
+    add("--check", action="store_true", help="say what is wrong with each story")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--watch", action="store_true", help="print the first text at every step")
     shown.add_argument("--json", action="store_true", help="a line of JSON for each text")
@@ -220,6 +238,20 @@ def write_batch(arguments, model, template, steps, count, watcher):
         return generate_autoregressive(model, x, len(template), watcher, temperature, top_p)
 
 
+def print_text(index, text, facts, arguments):
+    """A text, or a line of JSON, with what is wrong with it if --check asks for that."""
+    mistakes = check(text) if arguments.check else None
+    if arguments.json:
+        line = {"number": index, "text": text} | facts
+        if arguments.check:
+            line["mistakes"] = [asdict(mistake) for mistake in mistakes]
+        print(json.dumps(line), flush=True)
+        return
+    rule = "\n" + "-" * 80 + "\n" if index else ""
+    text = printable(text)
+    print(rule + (marked(text, mistakes) if arguments.check else text), flush=True)
+
+
 def main():
     arguments = parse_arguments()
     steps = parse_steps(arguments.steps)
@@ -227,6 +259,8 @@ def main():
     network = "teacher_model" if arguments.model == "dfm" else NETWORKS[0]
     path = arguments.checkpoint or arguments.out / f"{arguments.model}.pt"
     model, tokenizer = load_model(path, device, network, arguments.n_head)
+    if arguments.check and not can_check(tokenizer):
+        raise UserError(f"--check is for stories, and {path} was trained on another text")
     template = make_template(arguments, model, tokenizer)
     name = str(arguments.checkpoint or arguments.model)
     calls = steps if isinstance(steps, int) else len(steps)
@@ -243,12 +277,8 @@ def main():
         x_1 = write_batch(arguments, model, template, steps, count, watcher)  # (N, L)
         for index, row in enumerate(x_1.tolist(), start=first):
             text = tokenizer.decode(row)
-            if arguments.json:
-                facts = {"model": name, "steps": calls, "seed": arguments.seed}
-                print(json.dumps({"number": index, "text": text} | facts), flush=True)
-            else:
-                line = "\n" + "-" * 80 + "\n" if index else ""
-                print(line + printable(text), flush=True)
+            facts = {"model": name, "steps": calls, "seed": arguments.seed}
+            print_text(index, text, facts, arguments)
     seconds = time.perf_counter() - began
     print(f"[{name}, {calls} steps, {seconds:.2f} s for {arguments.num_samples}]", file=sys.stderr)
 

@@ -154,7 +154,7 @@ def parse_arguments():
     parser = Parser(f"{__doc__}\n{presets}\n  --recipe paper: {RECIPES['paper']}")
     parser.add_argument("stage", choices=STAGES, help="which network to train")
     add = parser.add_argument
-    add("--data", default="pydocs", help="name given to data/prepare.py (default: pydocs)")
+    add("--data", default="stories", help="name given to data/prepare.py (default: stories)")
     add("--out", type=Path, default=Path("out"), help="folder of the checkpoints (default: out)")
     add("--preset", choices=PRESETS, help="size (default: gpu with CUDA, else cpu)")
     add("--recipe", choices=RECIPES,

@@ -9,6 +9,7 @@ a UserError that names the command to run. Read next: ../train.py.
 """
 
 import json
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ class Dataset:
     .tokenizer      the Tokenizer that made them
     .meta           the content of meta.json, a dict
     .name           NAME
+    .row            tokens of a text, if every text is a row of its own (stories); else None
     UserError if `name` is not a folder name, or if files are missing, damaged or of another
     version.
     """
@@ -38,7 +40,7 @@ class Dataset:
         self.name = name
         folder = FOLDER / name
         self.how_to_make = f"python data/prepare.py {name}"
-        if not folder.exists() and name != "pydocs":
+        if not folder.exists() and name not in ("pydocs", "stories"):
             self.how_to_make += " --text FILE"
         try:
             self.load(folder)
@@ -61,6 +63,7 @@ class Dataset:
                 f"delete data/{self.name} and run `{self.how_to_make}`"
             )
         self.tokenizer = Tokenizer(self.meta["tokenizer"])
+        self.row = self.meta.get("row")
         files = self.meta["files"]
         self.train = [self.open_shard(folder / file) for file in files["train"]]
         self.val = [self.open_shard(folder / file) for file in files["val"]]
@@ -78,6 +81,11 @@ class Dataset:
 
     def must_fill(self, block_size):
         """UserError if no shard of a split is as long as one block of `block_size` tokens."""
+        if self.row and block_size > self.row:
+            raise UserError(
+                f"the texts in data/{self.name} have {self.row} tokens each, and one block takes "
+                f"{block_size}: use at most {self.row}"
+            )
         for split, shards in (("train", self.train), ("val", self.val)):
             longest = max(map(len, shards))
             if longest < block_size:
@@ -97,17 +105,20 @@ class Dataset:
     def batch(self, split, batch_size, block_size, device="cpu"):
         """Random contiguous blocks of a split, "train" or "val": (B, L) int64 on `device`.
 
-        Every block that lies inside one shard is equally likely. must_fill(block_size) must hold.
+        Every block that lies inside one shard is equally likely. Where every text has a row of its
+        own, the blocks are rows, or their first tokens. must_fill(block_size) must hold.
         UserError if a token is outside the vocabulary.
         """
         shards = self.train if split == "train" else self.val
-        ends = np.cumsum([max(0, len(shard) - block_size + 1) for shard in shards])
+        stride = self.row or 1  # from one start to the next
+        lengths = [len(shard) - block_size for shard in shards]
+        ends = np.cumsum([max(0, length // stride + 1) for length in lengths])
         # Blocks are numbered through all shards: shard i has the numbers ends[i-1] to ends[i] - 1.
         picks = torch.randint(int(ends[-1]), (batch_size,)).numpy()
         shard_indices = np.searchsorted(ends, picks, side="right")
         rows = []
         for pick, index in zip(picks, shard_indices):
-            start = pick - (ends[index - 1] if index else 0)
+            start = (pick - (ends[index - 1] if index else 0)) * stride
             rows.append(shards[index][start : start + block_size])
         blocks = self.to_tensor(np.stack(rows))
         if torch.device(device).type == "cuda":
@@ -120,8 +131,14 @@ class Dataset:
 
         UserError if a token is outside the vocabulary.
         """
-        blocks = min(most, len(self.val[0]) // block_size)
-        return self.to_tensor(self.val[0][: blocks * block_size]).view(-1, block_size)
+        row = self.row or block_size
+        blocks = min(most, len(self.val[0]) // row)
+        return self.to_tensor(self.val[0][: blocks * row]).view(-1, row)[:, :block_size]
+
+    @cached_property
+    def known_rows(self):
+        """The rows of the training set as bytes, a set: to tell a new text from a copied one."""
+        return {row.tobytes() for row in self.train[0].reshape(-1, self.row)}
 
     def to_tensor(self, tokens):
         """uint16 array -> int64 tensor. UserError if a token is outside the vocabulary."""

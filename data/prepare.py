@@ -1,5 +1,6 @@
 """Text -> token files (uint16) and meta.json (what they are), in data/NAME/.
 
+    python data/prepare.py stories                    the small stories of stories.py; no network
     python data/prepare.py pydocs                     documentation of Python itself; no network
     python data/prepare.py mine --text a.txt b.txt    your own UTF-8 text, of any size
     python data/prepare.py shakespeare                downloaded; also tinystories, wikitext103
@@ -10,6 +11,9 @@
 library. `ast` reads them from the sources, so nothing is imported or run. Packages that some
 systems leave out (tests, IDLE, Tk) are skipped, so the text depends on the Python version alone.
 meta.json records the version and a hash of the text.
+
+`stories` are drawn with a fixed seed. Each is a row of 128 tokens of its own: the story, then the
+padding token. No held-out story is one of the training's.
 
 A file is never in memory as a whole. It is read in pieces, and cut only where no token can cross
 the cut. As many threads as there are cores encode the pieces. Documents are separated by GPT-2's
@@ -27,6 +31,7 @@ import io
 import json
 import os
 import platform
+import random
 import re
 import sys
 import sysconfig
@@ -46,7 +51,8 @@ from common.command import Parser, UserError, number, run_command
 from common.files import lock, write_safely, write_text
 from data.dataset import FORMAT, Dataset
 from data.download import SHARDS, TEXTS, download
-from data.tokenizer import END, Tokenizer, learn_bpe, learn_char
+from data.stories import make_story, vocabulary
+from data.tokenizer import END, PAD, Tokenizer, describe_words, learn_bpe, learn_char, learn_word
 
 FOLDER = Path(__file__).parent
 
@@ -56,6 +62,9 @@ OFTEN_MISSING |= {"ensurepip", "site-packages", "dist-packages", "pydoc_data", "
 
 PIECE = 2**18  # characters encoded at a time; tiktoken fails on a million blanks in a row
 LEARN_FROM = 64  # byte pairs are learned from this many pieces of the text
+
+STORIES = {"train": 100_000, "val": 5_000}
+STORY_ROW = 128  # tokens
 
 SHARD_MAGIC = 20240520  # the first number of a shard's header
 SHARD_HEADER = 1024  # bytes: 256 int32, of which three are used (magic, version, tokens)
@@ -244,8 +253,9 @@ def prepare(name, train, source, held_out=None, kind="bpe", vocab_size=1024, val
     train, held_out: texts. A text is a function without arguments that returns an iterator of
                      str. It is called several times, and must give the same text every time.
     source:          where the text comes from, a str for meta.json.
-    kind:            the tokenizer, "bpe", "char" or "gpt2". It is learned on the training text.
-    vocab_size:      tokens of a "bpe" tokenizer, 257 to 65536.
+    kind:            the tokenizer: "bpe", "word", "char" or "gpt2". It is learned on the training
+                     text.
+    vocab_size:      tokens of a "bpe" or "word" tokenizer, 257 to 65536.
     validation:      without `held_out`, the tail of `train` is held out: this part of its
                      characters, between 0 and 1.
     tokens_of:       the description (tokenizer.py) of a tokenizer to use instead.
@@ -265,7 +275,9 @@ def prepare(name, train, source, held_out=None, kind="bpe", vocab_size=1024, val
     }
     description = tokens_of or describe_tokens(kind, texts["train"](), vocab_size)
     tokenizer = Tokenizer(description)
-    counts = write_tokens(FOLDER / name, texts, tokenizer)
+    counts = write_tokens(
+        FOLDER / name, lambda split, path: encode_to_file(texts[split], tokenizer, path)
+    )
     if description["kind"] == "char":
         print_replaced(FOLDER / name, tokenizer)
     write_meta(name, {
@@ -297,7 +309,9 @@ def describe_tokens(kind, pieces, vocab_size):
     """The description (tokenizer.py) of a tokenizer, learned from the training text if needed."""
     if kind == "gpt2":
         return {"kind": "gpt2"}
-    if kind != "char":
+    if kind == "word":
+        return learn_word(cut_safely(pieces), vocab_size)
+    if kind == "bpe":
         return learn_bpe(islice(cut_safely(pieces), LEARN_FROM), vocab_size)
     description = learn_char(pieces)
     count = len(description["characters"])
@@ -308,19 +322,20 @@ def describe_tokens(kind, pieces, vocab_size):
     return description
 
 
-def write_tokens(folder, texts, tokenizer):
-    """Writes train.bin and val.bin; returns {split: number of tokens}.
+def write_tokens(folder, write_split):
+    """Writes train.bin and val.bin; returns {split: number of tokens}. write_split(split, path)
+    writes one of them and returns its number.
 
     Both are complete before either replaces an older file. meta.json is deleted in between, so
     that an interruption cannot leave it beside files that it does not describe.
     """
-    new = {split: folder / f"{split}.bin.new" for split in texts}
+    new = {split: folder / f"{split}.bin.new" for split in ("train", "val")}
     try:
-        counts = {split: encode_to_file(texts[split], tokenizer, new[split]) for split in texts}
+        counts = {split: write_split(split, new[split]) for split in new}
         if min(counts.values()) == 0:
             raise UserError("the text was empty when it was read again: give ordinary files")
         (folder / "meta.json").unlink(missing_ok=True)
-        for split in texts:
+        for split in new:
             os.replace(new[split], folder / f"{split}.bin")
     finally:
         for path in new.values():
@@ -350,7 +365,48 @@ def summary(name, counts, vocab_size):
 
 
 # ------------------------------------------------------------------------------------------------
-# the kinds of text: Python's documentation, files, downloads, downloaded tokens
+# the kinds of text: stories, Python's documentation, files, downloads, downloaded tokens
+
+
+def draw_stories():
+    """{split: texts}: as many as STORIES says, none held out that is also in the training set."""
+    rng = random.Random(0)
+    train = [make_story(rng) for _ in tqdm(range(STORIES["train"]), "stories", leave=False)]
+    known, val = set(train), []
+    while len(val) < STORIES["val"]:
+        story = make_story(rng)
+        if story not in known:
+            val.append(story)
+    return {"train": train, "val": val}
+
+
+def prepare_stories(name):
+    """Writes data/NAME/ from stories.py: a story in every row of STORY_ROW tokens."""
+    tokenizer = Tokenizer(describe_words(vocabulary()))
+    stories = draw_stories()
+    digest = hashlib.sha256()
+
+    def write_split(split, path):
+        rows = np.full((len(stories[split]), STORY_ROW), tokenizer.ids[PAD], np.uint16)
+        for row, story in zip(rows, stories[split]):
+            ids = tokenizer.encode(story)
+            row[: len(ids)] = ids
+            digest.update(story.encode())
+        write_safely(path, rows.tofile)
+        return rows.size
+
+    counts = write_tokens(FOLDER / name, write_split)
+    write_meta(name, {
+        "source": "stories.py",
+        "tokenizer": tokenizer.description,
+        "vocab_size": tokenizer.vocab_size,
+        "tokens": counts,
+        "files": {split: [f"{split}.bin"] for split in counts},
+        "header_bytes": 0,
+        "row": STORY_ROW,
+        "text_sha256": digest.hexdigest(),
+    })
+    print(f"{summary(name, counts, tokenizer.vocab_size)}, a story in every {STORY_ROW}")
 
 
 def prepare_pydocs(name, **options):
@@ -447,6 +503,8 @@ def main():
     with lock(FOLDER / f".{name}.lock"):
         if arguments.text:
             prepare_files(name, arguments.text, **options)
+        elif name == "stories":
+            prepare_stories(name)
         elif name == "pydocs":
             prepare_pydocs(name, **options)
         elif name == "fineweb-edu":
@@ -456,7 +514,7 @@ def main():
 
 
 def known_names():
-    return ["pydocs", *TEXTS, "fineweb-edu"]
+    return ["stories", "pydocs", *TEXTS, "fineweb-edu"]
 
 
 def parse_arguments():
@@ -466,14 +524,14 @@ def parse_arguments():
     add("name", help=f"{names}, or a name of your own for --text; the folder in data/ to write")
     add("--text", nargs="+", metavar="FILE", help="UTF-8 files to use instead (default: none)")
     tokens = parser.add_mutually_exclusive_group()
-    tokens.add_argument("--tokenizer", choices=("bpe", "char", "gpt2"),
-        help="byte pairs learned here, characters, or GPT-2's byte pairs (default: gpt2 for texts "
-        "that are downloaded, but char for shakespeare; else bpe)")
+    tokens.add_argument("--tokenizer", choices=("bpe", "word", "char", "gpt2"),
+        help="byte pairs learned here, words, characters, or GPT-2's byte pairs (default: gpt2 for "
+        "texts that are downloaded, but char for shakespeare; else bpe)")
     tokens.add_argument("--tokens-of", metavar="NAME",
         help="use the tokens of this prepared text, to try its models on another "
         "(default: learn new ones)")
     add("--vocab-size", type=number(int, 257, 65536), default=1024,
-        help="tokens of bpe, 257 to 65536 (default: 1024)")
+        help="tokens of bpe or word, 257 to 65536 (default: 1024)")
     add("--validation", type=float, default=0.1,
         help="part of the text, its tail, that is held out (default: 0.1)")
     add("--shards", type=number(int, 1, 99), default=1,
@@ -495,9 +553,10 @@ def check_arguments(arguments):
             f"there is no text called {name}: use {', '.join(known_names())}, "
             "or give your own with --text FILE"
         )
-    if name == "fineweb-edu" and (arguments.tokenizer or arguments.tokens_of):
+    ready_made = {"fineweb-edu": "GPT-2's tokens", "stories": "words"}
+    if name in ready_made and (arguments.tokenizer or arguments.tokens_of):
         raise UserError(
-            "fineweb-edu comes in GPT-2's tokens: leave out --tokenizer and --tokens-of"
+            f"{name} comes in {ready_made[name]}: leave out --tokenizer and --tokens-of"
         )
 
 

@@ -1,5 +1,6 @@
 """Tokenizers: text to token ids and back.
 
+    word    Every frequent word or mark is a token. Rare words become [unk].
     char    Every frequent character is a token. Rare characters become U+FFFD.
     bpe     Byte-level byte-pair encoding (BPE), learned here.
     gpt2    GPT-2's own 50,257 byte pairs. tiktoken downloads them at first use, into the folder
@@ -25,10 +26,38 @@ import numpy as np
 from common.command import UserError
 
 RARE = "\ufffd"  # the Unicode replacement character
+PAD = "[pad]"  # the padding token of word tokens, after the end of a text
+UNKNOWN = "[unk]"  # any word without a token
+MARKS = ".,;:!?"  # they follow a word without a blank
 END = "<|endoftext|>"  # between documents; a token of GPT-2, and of no other tokenizer here
 
 # Text is split into these words before BPE, so no token spans two words.
 PATTERN = r"[A-Za-z]+| [A-Za-z]+|[0-9]+| [0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s"
+
+
+# ------------------------------------------------------------------------------------------------
+# words
+
+
+def split_words(text):
+    """The words and marks of a text, a list of str. Blanks are left out."""
+    return re.findall(r"\[pad\]|\[unk\]|\w+|[^\w\s]|\n", text)
+
+
+def spaced_words(words):
+    """The words, each with the blank before it that the text has: none before MARKS, around a line
+    end or at the start."""
+    spaced, before = [], "\n"
+    for word in words:
+        close = word in MARKS or "\n" in (word, before)
+        spaced.append(word if close else f" {word}")
+        before = word
+    return spaced
+
+
+def join_words(words):
+    """The text of a list of words. The blanks of a text with other marks are not those it had."""
+    return "".join(spaced_words(words))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -47,6 +76,25 @@ def learn_char(pieces, min_count=20):
         counts.update(piece)
     frequent = [c for c, count in counts.items() if count >= min_count and c != RARE]
     return {"kind": "char", "characters": [*sorted(frequent), RARE]}
+
+
+def learn_word(pieces, vocab_size):
+    """The description of a word tokenizer for a text.
+
+    pieces:     iterable of str, the text, cut between words.
+    vocab_size: number of tokens, the first two of which are PAD and UNKNOWN.
+    Returns {"kind": "word", "words": [...]}, the most frequent words, sorted.
+    """
+    counts = Counter()
+    for piece in pieces:
+        counts.update(split_words(piece))
+    by_count = sorted(counts, key=lambda word: (-counts[word], word))
+    return describe_words(set(by_count[: vocab_size - 2]))
+
+
+def describe_words(words):
+    """The description of a word tokenizer for a set of words."""
+    return {"kind": "word", "words": [PAD, UNKNOWN, *sorted(words - {PAD, UNKNOWN})]}
 
 
 def learn_bpe(pieces, vocab_size, longest=256):
@@ -169,6 +217,10 @@ class Tokenizer:
             # the id of every Unicode code point, so that encoding is one look-up per character
             self.table = np.full(sys.maxunicode + 1, self.ids[RARE], np.uint16)
             self.table[[ord(c) for c in self.characters]] = np.arange(self.vocab_size)
+        elif description["kind"] == "word":
+            self.words = description["words"]
+            self.ids = {word: i for i, word in enumerate(self.words)}
+            self.vocab_size = len(self.words)
         elif description["kind"] == "gpt2":
             self.bpe = gpt2_encoding()
             self.vocab_size = self.bpe.n_vocab
@@ -189,18 +241,40 @@ class Tokenizer:
         if self.description["kind"] == "char":
             code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
             return self.table[code_points]
+        if self.description["kind"] == "word":
+            unknown = self.ids[UNKNOWN]
+            ids = [self.ids.get(word, unknown) for word in split_words(text)]
+            return np.array(ids, np.uint16)
         special = {END} if self.description["kind"] == "gpt2" else set()
         ids = self.bpe.encode_to_numpy(text, allowed_special=special, disallowed_special=())
         return ids.astype(np.uint16)
 
     def decode(self, ids):
-        """The str of an iterable of int, each from 0 to V - 1. Invalid UTF-8 becomes U+FFFD."""
+        """The str of an iterable of int, each from 0 to V - 1. Invalid UTF-8 becomes U+FFFD. PAD at
+        the end is left out."""
+        if self.description["kind"] == "word":
+            return "".join(self.pieces(ids))
         if self.description["kind"] == "char":
             return "".join(self.characters[i] for i in ids)
         return self.bpe.decode(list(ids))
 
+    def pieces(self, ids):
+        """The str of every token, with the blanks between words: what a terminal colours."""
+        if self.description["kind"] != "word":
+            return [self.decode([i]) for i in ids]
+        words = [self.words[i] for i in ids]
+        end = len(words)
+        while end and words[end - 1] == PAD:
+            end -= 1
+        return spaced_words(words[:end]) + [""] * (len(words) - end)
+
     def unknown(self, text):
-        """The distinct characters of `text` that have no token, in order; none for byte pairs."""
-        if self.description["kind"] != "char":
-            return []
-        return list(dict.fromkeys(c for c in text if c not in self.ids or c == RARE))
+        """The distinct characters or words of `text` that have no token, in order; none for byte
+        pairs."""
+        kind = self.description["kind"]
+        if kind == "char":
+            return list(dict.fromkeys(c for c in text if c not in self.ids or c == RARE))
+        if kind == "word":
+            words = split_words(text)
+            return list(dict.fromkeys(w for w in words if w not in self.ids or w == UNKNOWN))
+        return []

@@ -143,7 +143,8 @@ def train(row, seed, arguments):
         dfm = folder_of(row.dfm, seed, arguments) / "dfm.pt"
         copy(dfm, folder / "dfm.pt", arguments)
     preset = ["--preset", arguments.preset] if arguments.preset else []
-    flags = ["--resume", "--seed", seed, "--out", folder, *preset, *row.training.split()]
+    flags = ["--resume", "--seed", seed, "--data", arguments.data, "--out", folder, *preset]
+    flags += row.training.split()
     run_script("train.py", row.stage, *flags)
     return folder
 
@@ -151,7 +152,8 @@ def train(row, seed, arguments):
 def measure(row, seed, folder, arguments):
     """Measures the row's network at all STEPS: a Result."""
     flags = ["--models", row.stage, "--out", folder, "--judge", arguments.out / "judge.pt"]
-    flags += ["--steps", *STEPS, "--num-samples", arguments.num_samples, "--seed", seed]
+    flags += ["--data", arguments.data, "--steps", *STEPS, "--seed", seed]
+    flags += ["--num-samples", arguments.num_samples]
     run_script("eval.py", *flags, *row.sampling.split())
     report = json.loads((folder / "eval.json").read_text())
     measures = {one["steps"]: one for one in report["rows"] if one["temperature"] == 1}
@@ -218,6 +220,7 @@ def draw(results):
 def parse_arguments():
     parser = Parser(__doc__)
     add = parser.add_argument
+    add("--data", default="stories", help="name given to data/prepare.py (default: stories)")
     add("--out", type=Path, default=Path("out"), help="folder of judge and DFM (default: out)")
     add("--ablation", type=Path, default=Path("ablation"),
         help="folder that is written (default: ablation)")

@@ -21,7 +21,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("*.py", "common/*.py", "data/*.py", "experiments/*.py")
-TINY = ["--preset", "tiny"]  # the networks of the tests are trained in seconds
+PYDOCS = ["--data", "pydocs"]  # of most tests: real text, with characters of all kinds
+TINY = ["--preset", "tiny", *PYDOCS]  # the networks of the tests are trained in seconds
 LIBRARIES = ["torch", "torch._dynamo", "numpy", "tqdm", "tiktoken", "matplotlib.pyplot"]
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["command", *LIBRARIES])

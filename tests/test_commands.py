@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 import data.dataset
-from command import ROOT, TINY, copy_project, error_line, run, run_python
+from command import PYDOCS, ROOT, TINY, copy_project, error_line, run, run_python
 from common.command import UserError
 from common.device import autocast
 from data.prepare import python_text
@@ -33,7 +33,7 @@ from model import ModelConfig
 from train import NETWORK, RECIPES, Config, loss_of, make_config
 
 STAGES = ("judge", "dfm", "fsdfm")
-FEW_SAMPLES = ["--steps", 1, 4, 512, "--num-samples", 6, "--slow-samples", 2]
+FEW_SAMPLES = [*PYDOCS, "--steps", 1, 4, 512, "--num-samples", 6, "--slow-samples", 2]
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +288,7 @@ def test_the_frontier(trained, tmp_path):
     picture is drawn."""
     for stage in STAGES:
         shutil.copy(trained / f"out/{stage}.pt", tmp_path)
-    flags = ["--steps", 2, 4, "--num-samples", 8, "--out", tmp_path]
+    flags = [*PYDOCS, "--steps", 2, 4, "--num-samples", 8, "--out", tmp_path]
     for temperatures in ([1], [0.5, 1]):
         run(trained, "eval.py", *flags, "--temperatures", *temperatures)
     rows = report_rows(tmp_path / "eval.json")
@@ -303,7 +303,7 @@ def test_the_frontier(trained, tmp_path):
 
 def test_likelihood(trained, tmp_path):
     """Of the text of the training, and of another."""
-    printed = run(trained, "experiments/heldout.py", "likelihood").stdout
+    printed = run(trained, "experiments/heldout.py", "likelihood", *PYDOCS).stdout
     rows = report_rows(trained / "out/likelihood-pydocs.json")
     assert [row["model"] for row in rows] == list(STAGES)
     assert all(f"{row['nats']:.3f}" in printed for row in rows)
@@ -319,7 +319,7 @@ def test_likelihood(trained, tmp_path):
 
 def test_infilling(trained):
     flags = ["--steps", 2, "--num-samples", 16]
-    run(trained, "experiments/heldout.py", "infill", *flags)
+    run(trained, "experiments/heldout.py", "infill", *PYDOCS, *flags)
     rows = report_rows(trained / "out/infill-pydocs.json")
     assert [(row["given"], row["model"]) for row in rows] == [
         (given, model)
@@ -331,7 +331,8 @@ def test_infilling(trained):
 
 
 def test_longer_texts(trained):
-    run(trained, "experiments/heldout.py", "longer", "--steps", 2, "--num-samples", 4)
+    command = ["experiments/heldout.py", "longer", *PYDOCS]
+    run(trained, *command, "--steps", 2, "--num-samples", 4)
     rows = report_rows(trained / "out/longer-pydocs.json")
     assert [row["length"] for row in rows] == [32] * 3 + [64] * 3 + [128] * 3
     assert all(len(row["quarters"]) == 4 for row in rows)
@@ -357,7 +358,8 @@ def test_what_is_measured_is_not_measured_again(trained):
     printed = run(trained, "eval.py", *FEW_SAMPLES).stdout
     assert (trained / "out/eval.json").read_text() == before
     assert "fsdfm" in printed and "real" in printed and "512 steps:" in printed
-    fewer = ["--models", "fsdfm", "--steps", 1, "--num-samples", 3]  # has been measured with more
+    # has been measured with more
+    fewer = [*PYDOCS, "--models", "fsdfm", "--steps", 1, "--num-samples", 3]
     run(trained, "eval.py", *fewer)
     assert (trained / "out/eval.json").read_text() == before
 
@@ -657,7 +659,7 @@ def test_characters(trained, tmp_path):
     assert "'X'" in error_line(trained, *command)
     shutil.copy(trained / "out/judge.pt", tmp_path / "out/judge.pt")
     assert "other tokens" in error_line(trained, "eval.py", *out)
-    command = ["train.py", "fsdfm", "--resume", "--out", tmp_path / "out"]
+    command = ["train.py", "fsdfm", *PYDOCS, "--resume", "--out", tmp_path / "out"]
     assert "other tokens" in error_line(trained, *command)
 
 

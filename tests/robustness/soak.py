@@ -27,7 +27,7 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
 import torch
 
-from command import TINY, Command, copy_project, run, run_python
+from command import PYDOCS, TINY, Command, copy_project, run, run_python
 
 SCRIPTS = ["train.py", "sample.py", "eval.py", "plot.py", "data/prepare.py"]
 SCRIPTS += ["experiments/heldout.py", "experiments/ablate.py", "experiments/bench.py"]
@@ -122,7 +122,7 @@ def random_line(project, dice):
     if script == "experiments/heldout.py":
         line.append(dice.choice(("likelihood", "infill", "longer", "x")))
     if script == "eval.py" or line[-1] in ("infill", "longer"):
-        line += ["--steps", "1", "--num-samples", "2"]
+        line += [*PYDOCS, "--steps", "1", "--num-samples", "2"]
     if script == "data/prepare.py":
         line.append(dice.choice(("mine", "", "..", "a/b", "shakespeare", "fineweb-edu")))
     if script in ("experiments/bench.py", "experiments/ablate.py"):

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 import torch
 
-from command import TINY, Command, copy_project, error_line, last_error_line, run, run_python
+from command import PYDOCS, TINY, Command, copy_project, error_line, last_error_line
+from command import run, run_python
 from soak import fuzz, kill_and_resume, logged_losses
 
 STAGES = ("judge", "dfm", "fsdfm")
@@ -196,8 +197,8 @@ def test_a_file_that_cannot_grow(trained, out):
     assert {path.name: path.read_bytes() for path in out.glob("*.pt*")} == before
     few = ["--steps", 1, "--num-samples", 2, "--out", out]
     for name, command in (
-        ("eval.json", ["eval.py"]),
-        ("infill-pydocs.json", ["experiments/heldout.py", "infill"]),
+        ("eval.json", ["eval.py", *PYDOCS]),
+        ("infill-pydocs.json", ["experiments/heldout.py", "infill", *PYDOCS]),
     ):
         (out / f"{name}.tmp").symlink_to("/dev/full")
         line = last_error_line(run_python(trained, *command, *few))
@@ -209,7 +210,7 @@ def test_a_file_that_cannot_grow(trained, out):
     assert (trained / "data/pydocs/meta.json").exists()
     assert not list((trained / "data/pydocs").glob("*.new*"))
     # what was there can still be used
-    run(trained, "eval.py", *few)
+    run(trained, "eval.py", *PYDOCS, *few)
 
 
 def test_a_full_disk(trained, tmp_path):

@@ -1,0 +1,550 @@
+"""Stories in which right and wrong can be counted.
+
+    Mia had a blue drum. One evening she took the drum to the barn. At the barn she met Tom. ...
+
+A story is two days in the life of three people, two things and two places. Its sentences are
+templates with slots, and the slots must agree from the first sentence to the last: a name and its
+pronouns, a thing and its colour, where they are, and who has what. Tokens that are drawn without
+knowing of each other do not agree, so the share of right stories shows what few steps break.
+
+One description, SCENES and PLOTS, serves three purposes:
+
+    make_story(rng)         draws a story: the plot, then the cast, then a template for each scene
+    check(text)             the mistakes of a text, each with its kind and place
+    log_probability(text)   ln P(text), exact: a right story can be made in one way only
+
+    P(text) = P(plot) * P(cast) * prod over scenes 1 / (number of the scene's templates)
+
+Read next: prepare.py, which writes them to files. This world is ours, not the paper's.
+"""
+
+import math
+import random
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+
+from data.tokenizer import describe_words, join_words, split_words
+
+# ------------------------------------------------------------------------------------------------
+# the words that fill the slots
+
+GIRLS = "Anna Ella Emma Ivy Lily Mia Rose Zoe".split()
+BOYS = "Ben Finn Jack Leo Max Sam Tim Tom".split()
+VALUES = {  # what the value of a slot may be, by the kind of the slot
+    "name": GIRLS + BOYS,
+    "thing": (
+        "ball bell boat book bow coat doll drum flute hat kite lamp rope sled stone whistle".split()
+    ),
+    "colour": "black blue brown golden gray green orange pink purple red silver yellow".split(),
+    "place": (
+        "barn beach bridge castle cave farm forest garden hill inn lake market mill pond river well"
+    ).split(),
+}
+PRONOUNS = {"he": ("she", "he"), "He": ("She", "He"), "him": ("her", "him"), "his": ("her", "his")}
+ARTICLES = {"a": ("a", "an"), "A": ("A", "An")}
+
+
+def pronoun(form, name):
+    """he, He, him or his, as the name asks for."""
+    return PRONOUNS[form][name in BOYS]
+
+
+def article(form, colour):
+    """a or an, before this colour."""
+    return ARTICLES[form][colour[0] in "aeiou"]
+
+
+# ------------------------------------------------------------------------------------------------
+# the stories: scenes, each with several ways to say it
+
+# {A} {B} {C} people, {x} {y} things, {cx} {cy} their colours, {p} {q} places. {he A} {him A}
+# {his A} pronouns, {a cx} an article. {h} has x after the first day, {o} is the other one. {i} has
+# x in the end, and {j} has y. (one|two) stands for one or two.
+SCENES = {
+    # the first day
+    "begin": [
+        "{A} had {a cx} {cx} {x}.",
+        "{A} found {a cx} {cx} {x} at home.",
+        "Once {A} made {a cx} {cx} {x}.",
+    ],
+    "go": [
+        "One (morning|evening) {he A} took the {cx} {x} to the {p}.",
+        "{He A} carried the {x} to the {p} one (morning|evening).",
+    ],
+    "meet": [
+        "At the {p} {he A} met {B}.",
+        "{B} was already at the {p}.",
+        "At the {p} {A} saw {B} (singing|resting).",
+    ],
+    "gift": [
+        "{A} gave the {cx} {x} to {B}, and {he B} was glad.",
+        "{B} liked the {x}, so {A} gave it to {him B}.",
+    ],
+    "race": [
+        "{A} and {B} raced for the {cx} {x}, and {he B} won.",
+        "{B} ran faster than {A} and won the {x}.",
+    ],
+    "play": [
+        "{A} let {B} play with the {cx} {x} until noon.",
+        "{A} and {B} played with the {x}.",
+    ],
+    "find": [
+        "{A} lost the {cx} {x}, but {B} brought it back.",
+        "The {x} fell down, but {B} gave it back to {A}.",
+    ],
+    "night": [
+        "That night the {x} was in the house of {h}.",
+        "{h} put the {cx} {x} under {his h} bed.",
+    ],
+    # the second day
+    "come": [
+        "The next (morning|day) {C} came with {a cy} {cy} {y}.",
+        "Then {C} came, who had {a cy} {cy} {y}.",
+    ],
+    "walk": [
+        "{h} and {C} walked to the {q}, and {o} came too.",
+        "{C} went to the {q} with {h} and {o}.",
+    ],
+    "trade": [
+        "At the {q} {h} traded the {cx} {x} for the {cy} {y}.",
+        "{C} got the {x} of {h} for the {cy} {y}.",
+    ],
+    "present": [
+        "At the {q} {C} gave the {cy} {y} to {o}.",
+        "{o} had nothing, so {C} gave {him o} the {y}.",
+    ],
+    "share": [
+        "At the {q} {h} gave the {cx} {x} to {o}.",
+        "{o} had nothing, so {h} gave {him o} the {x}.",
+    ],
+    "keep": [
+        "At the {q} they played with the {cx} {x} and the {y}.",
+        "{o} watched {h} play with the {x} and {C} with the {y}.",
+    ],
+    # the end
+    "home": [
+        "So {i} went home with the {x}, and {j} kept the {y}.",
+        "In the end {i} had the {cx} {x}, and {j} the {cy} {y}.",
+        "{j} took the {y} home, and {i} took the {x}.",
+    ],
+    "last": [
+        "{A} never forgot the day at the {p} with {B}.",
+        "{B} still (talks|thinks) of the {p} and the {cx} {x}.",
+    ],
+}
+
+# What may happen on each day, and who then has what.
+FIRST_DAYS = {  # event: (h, o)
+    "gift": ("B", "A"),
+    "race": ("B", "A"),
+    "play": ("A", "B"),
+    "find": ("A", "B"),
+}
+SECOND_DAYS = {  # event: (i, j)
+    "trade": ("C", "h"),
+    "present": ("h", "o"),
+    "share": ("o", "C"),
+    "keep": ("h", "C"),
+}
+PLOTS = list(product(FIRST_DAYS, SECOND_DAYS))
+MOST_DAYS = 4  # training has two; a longer story has a new person, a new thing and a trade each day
+NEWCOMERS = [("C", "y", "cy", "q"), ("D", "z", "cz", "r"), ("E", "w", "cw", "s")]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place in a template that the story's cast fills."""
+
+    form: str  # name, thing, colour, place; he, He, him, his; a, A
+    role: str  # whose: A B C, x y, cx cy, p q
+    owner: bool = False  # the sentence says who has a thing
+
+
+def kind_of(role):
+    """name, thing, colour or place."""
+    if role[0] in "ABCDE":
+        return "name"
+    if role[0] == "c":
+        return "colour"
+    return "thing" if role in "xyzw" else "place"
+
+
+def parse_template(text, roles):
+    """"{h} had {a cx} {cx} {x}." -> (Slot, "had", Slot, Slot, Slot, "."). `roles` says who h is."""
+    parts = []
+    for part in re.findall(r"\{[^}]*\}|\w+|[^\w\s]", text):
+        if not part.startswith("{"):
+            parts.append(part)
+            continue
+        *form, name = part[1:-1].split()
+        role = roles.get(name, name)
+        parts.append(Slot(form[0] if form else kind_of(role), role, owner=name in "hoij"))
+    return tuple(parts)
+
+
+def expand(text):
+    """"a (b|c) d" -> ["a b d", "a c d"]."""
+    pieces = re.split(r"\(([^)]*)\)", text)  # text and choices by turns
+    return ["".join(choice) for choice in product(*(piece.split("|") for piece in pieces))]
+
+
+@cache
+def scenes_of(plot, days=2):
+    """[(name, templates)] of a plot of PLOTS: the scenes of a story in their order."""
+    first, second = plot
+    roles = dict(zip("ho", FIRST_DAYS[first]))
+    scenes = [(name, roles) for name in ("begin", "go", "meet", first, "night")]
+    for day, newcomer in enumerate(NEWCOMERS[: days - 1]):
+        event = "trade" if day else second
+        roles = roles | dict(zip(("C", "y", "cy", "q"), newcomer))
+        if day:  # the newcomer meets the two who have things
+            roles |= {"h": roles["i"], "o": roles["j"]}
+        scenes += [(name, roles) for name in ("come", "walk", event)]
+        i, j = SECOND_DAYS[event]
+        i, j = roles.get(i, i), roles.get(j, j)
+        roles = roles | {"i": i, "j": roles["j"] if day else j}
+    scenes += [(name, {"i": roles["i"], "j": roles["j"]}) for name in ("home", "last")]
+    return [
+        (name, [parse_template(text, roles) for line in SCENES[name] for text in expand(line)])
+        for name, roles in scenes
+    ]
+
+
+def roles_of(days=2):
+    """The roles of a story, by kind, in the order in which they come in."""
+    newcomers = list(zip(*NEWCOMERS[: days - 1]))
+    return {
+        "name": ["A", "B", *newcomers[0]],
+        "thing": ["x", *newcomers[1]],
+        "colour": ["cx", *newcomers[2]],
+        "place": ["p", *newcomers[3]],
+    }
+
+
+# ------------------------------------------------------------------------------------------------
+# the generator
+
+
+def pick(rng, values):
+    """One of a list, each as likely, the same in every version of Python."""
+    return values[int(rng.random() * len(values))]
+
+
+def draw_cast(rng, days=2):
+    """{role: value}: people, things and places differ from one another, colours need not."""
+    cast = {}
+    for kind, roles in roles_of(days).items():
+        values = list(VALUES[kind])
+        for role in roles:
+            cast[role] = pick(rng, values)
+            if kind != "colour":
+                values.remove(cast[role])
+    return cast
+
+
+def fill(part, cast):
+    """The word of a part of a template."""
+    if isinstance(part, str):
+        return part
+    value = cast[part.role]
+    if part.form in PRONOUNS:
+        return pronoun(part.form, value)
+    if part.form in ARTICLES:
+        return article(part.form, value)
+    return value
+
+
+def make_story(rng, days=2):
+    """A right story, a str. rng: random.Random; days: 2, more for stories unlike the training's."""
+    scenes = scenes_of(pick(rng, PLOTS), days)
+    cast = draw_cast(rng, days)
+    words = [fill(part, cast) for _, templates in scenes for part in pick(rng, templates)]
+    return join_words(words)
+
+
+# ------------------------------------------------------------------------------------------------
+# the checker
+
+KINDS = ("sentence", "event", "name", "possession", "pronoun", "article", "thing", "colour",
+         "place")
+
+# The class of a word that some slot may hold: sentences that differ in such words alone are alike.
+CLASSES = {value: kind for kind, values in VALUES.items() for value in values}
+CLASSES |= {"she": "he", "he": "he", "She": "He", "He": "He", "her": "him", "him": "him"}
+CLASSES |= {"his": "him", "a": "a", "an": "a", "A": "A", "An": "A"}
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """What is wrong with a text, and where."""
+
+    kind: str  # one of KINDS
+    position: int  # of the word in split_words(text), or of a sentence's first word
+    words: int  # how many are wrong
+    message: str
+
+
+def skeleton(parts):
+    """The words of a sentence, or the parts of a template, with classes in place of slots."""
+    classes = []
+    for part in parts:
+        if isinstance(part, str):
+            classes.append(CLASSES.get(part, part))
+        else:
+            classes.append("him" if part.form == "his" else part.form)
+    return tuple(classes)
+
+
+@cache
+def templates_by_skeleton(plot, days=2):
+    """For each scene of a plot: {skeleton: template}."""
+    return [{skeleton(t): t for t in templates} for _, templates in scenes_of(plot, days)]
+
+
+@cache
+def scenes_by_skeleton():
+    """{skeleton: names of the scenes that have such a sentence}."""
+    found = {}
+    for plot in PLOTS:
+        for name, templates in scenes_of(plot):
+            for template in templates:
+                found.setdefault(skeleton(template), set()).add(name)
+    return found
+
+
+def split_sentences(words):
+    """[(position of the first word, words)]: every sentence ends with a full stop."""
+    sentences, start = [], 0
+    for i, word in enumerate(words):
+        if word == "." or i == len(words) - 1:
+            sentences.append((start, words[start : i + 1]))
+            start = i + 1
+    return sentences
+
+
+def align(names, scenes):
+    """[(i, j)]: pairs of sentence i and scene j, both in order, as many as possible (the longest
+    common subsequence). names: for each sentence, the set of scenes that it may be."""
+    n, m = len(names), len(scenes)
+    best = [[0] * (m + 1) for _ in range(n + 1)]  # of sentences i... and scenes j...
+    for i in reversed(range(n)):
+        for j in reversed(range(m)):
+            best[i][j] = max(best[i + 1][j], best[i][j + 1])
+            if scenes[j] in names[i]:
+                best[i][j] = max(best[i][j], 1 + best[i + 1][j + 1])
+    pairs, i, j = [], 0, 0
+    while i < n and j < m:
+        if scenes[j] in names[i] and best[i][j] == 1 + best[i + 1][j + 1]:
+            pairs.append((i, j))
+            i, j = i + 1, j + 1
+        elif best[i][j] == best[i + 1][j]:
+            i += 1
+        else:
+            j += 1
+    return pairs
+
+
+def closest_plots(skeletons, days=2):
+    """[(plot, pairs)]: the plots that have most of the sentences in their order, and which
+    sentence is which of the plot's scenes."""
+    names = [scenes_by_skeleton().get(s, set()) for s in skeletons]
+    aligned = []
+    for plot in PLOTS:
+        aligned.append((plot, align(names, [name for name, _ in scenes_of(plot, days)])))
+    most = max(len(pairs) for _, pairs in aligned)
+    return [(plot, pairs) for plot, pairs in aligned if len(pairs) == most]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A text, read as a story: what parse() returns."""
+
+    plot: tuple
+    cast: dict  # {role: value}, where the text says it
+    mistakes: list
+
+
+def parse(text, days=2):
+    """Reads a text as the story that it is most like: as the plot that has most of its sentences,
+    and then the fewest mistakes. A Reading."""
+    sentences = split_sentences(split_words(text))
+    skeletons = [skeleton(sentence) for _, sentence in sentences]
+    readings = []
+    for plot, pairs in closest_plots(skeletons, days):
+        cast, mistakes = read_slots(sentences, skeletons, plot, pairs, days)
+        mistakes += sentence_mistakes(sentences, skeletons, pairs, plot, days)
+        readings.append(Reading(plot, cast, sorted(mistakes, key=lambda m: m.position)))
+    return min(readings, key=lambda reading: len(reading.mistakes))
+
+
+def read_slots(sentences, skeletons, plot, pairs, days):
+    """(cast, mistakes) of the sentences that are scenes of the plot.
+
+    A role has the value that most of the sentences say, the first one of equals. A word that
+    differs from it is a mistake.
+    """
+    slots = []  # (position, word, part of the template)
+    for i, j in pairs:
+        template = templates_by_skeleton(plot, days)[j][skeletons[i]]
+        start, sentence = sentences[i]
+        slots += zip(range(start, start + len(sentence)), sentence, template)
+    votes = {role: Counter() for roles in roles_of(days).values() for role in roles}
+    for _, word, part in slots:
+        if isinstance(part, Slot) and part.form in VALUES:
+            votes[part.role][word] += 1
+    cast = {role: counts.most_common(1)[0][0] for role, counts in votes.items() if counts}
+    return cast, slot_mistakes(slots, cast) + equal_mistakes(slots, cast, days)
+
+
+def sentence_mistakes(sentences, skeletons, pairs, plot, days):
+    """Sentences that no story has, or not here, and what is missing."""
+    mistakes = []
+    matched = {i for i, _ in pairs}
+    for i, (start, sentence) in enumerate(sentences):
+        if i in matched:
+            continue
+        known = scenes_by_skeleton().get(skeletons[i])
+        shown = join_words(sentence)
+        if known:
+            message = f"this does not belong here: {shown}"
+        else:
+            message = f"no story has this sentence: {shown}"
+        kind = "event" if known else "sentence"
+        mistakes.append(Mistake(kind, start, len(sentence), message))
+    end = sum(len(sentence) for _, sentence in sentences)
+    for _ in range(len(scenes_of(plot, days)) - len(sentences)):
+        mistakes.append(Mistake("sentence", end, 0, "the story is not complete"))
+    return mistakes
+
+
+def slot_mistakes(slots, cast):
+    """Words of the aligned sentences that are not those of the cast."""
+    people = {value for role, value in cast.items() if kind_of(role) == "name"}
+    mistakes = []
+    for position, word, part in slots:
+        if isinstance(part, Slot) and part.role not in cast:
+            continue  # every sentence that says its value is broken
+        right = fill(part, cast)
+        if word == right:
+            continue
+        if isinstance(part, str):
+            kind = "sentence"
+        elif part.form in PRONOUNS or part.form in ARTICLES:
+            kind = "pronoun" if part.form in PRONOUNS else "article"
+        else:
+            kind = "possession" if part.owner and word in people else part.form
+        mistakes.append(Mistake(kind, position, 1, f"{word} should be {right} ({kind})"))
+    return mistakes
+
+
+def equal_mistakes(slots, cast, days):
+    """People, things or places of the cast that should be different and are not."""
+    mistakes = []
+    for kind, roles in roles_of(days).items():
+        values = [cast[role] for role in roles if role in cast]
+        for value in {value for value in values if values.count(value) > 1}:
+            if kind == "colour":
+                continue
+            position = next(position for position, word, _ in slots if word == value)
+            message = f"{value} cannot be two of the story ({kind})"
+            mistakes.append(Mistake(kind, position, 1, message))
+    return mistakes
+
+
+def check(text, days=2):
+    """The mistakes of a text, a list of Mistake, in their order; [] if it is a right story."""
+    return parse(text, days).mistakes
+
+
+# ------------------------------------------------------------------------------------------------
+# the probability
+
+
+def log_casts(days=2):
+    """ln of the number of casts, each as likely."""
+    total = 0.0
+    for kind, roles in roles_of(days).items():
+        for used in range(len(roles)):
+            total += math.log(len(VALUES[kind]) - (0 if kind == "colour" else used))
+    return total
+
+
+def log_probability(text):
+    """ln P(text) in nats; -inf if it is no right story."""
+    reading = parse(text)
+    if reading.mistakes:
+        return -math.inf
+    templates = sum(math.log(len(templates)) for _, templates in scenes_of(reading.plot))
+    return -math.log(len(PLOTS)) - log_casts() - templates
+
+
+def entropy():
+    """The entropy of a story, in nats: -log_probability, on average over the plots."""
+    templates = [
+        sum(math.log(len(templates)) for _, templates in scenes_of(plot)) for plot in PLOTS
+    ]
+    return math.log(len(PLOTS)) + log_casts() + sum(templates) / len(templates)
+
+
+# ------------------------------------------------------------------------------------------------
+# variety
+
+
+def slot_entropies(stories):
+    """{kind of slot: bits}: the entropy of the values of names, things, colours, places and plots
+    in a list of (plot, cast). At most log2 of the number of values."""
+    counts = {kind: Counter() for kind in (*VALUES, "plot")}
+    for plot, cast in stories:
+        counts["plot"][plot] += 1
+        for role, value in cast.items():
+            counts[kind_of(role)][value] += 1
+    entropies = {}
+    for kind, count in counts.items():
+        total = count.total()
+        entropies[kind] = -sum(n / total * math.log2(n / total) for n in count.values())
+    return entropies
+
+
+@cache
+def expected_entropies(n, repeats=20):
+    """{kind of slot: bits} of n stories of the grammar, a mean over `repeats` times n. Few stories
+    have less than very many."""
+    rng = random.Random(0)
+    drawn = [
+        slot_entropies([(pick(rng, PLOTS), draw_cast(rng)) for _ in range(n)])
+        for _ in range(repeats)
+    ]
+    return {kind: sum(one[kind] for one in drawn) / repeats for kind in drawn[0]}
+
+
+def variety(readings):
+    """{kind of slot: share}: the entropies of these Readings as shares of those of as many stories
+    of the grammar. {} for less than two."""
+    if len(readings) < 2:
+        return {}
+    found = slot_entropies([(reading.plot, reading.cast) for reading in readings])
+    expected = expected_entropies(len(readings))
+    return {kind: bits / expected[kind] for kind, bits in found.items()}
+
+
+# ------------------------------------------------------------------------------------------------
+# words
+
+
+@cache
+def vocabulary():
+    """All words and marks of all stories, a set."""
+    words = {word for values in VALUES.values() for word in values}
+    words |= {word for forms in (PRONOUNS | ARTICLES).values() for word in forms}
+    for plot in PLOTS:
+        for _, templates in scenes_of(plot):
+            words |= {part for template in templates for part in template if isinstance(part, str)}
+    return words
+
+
+def can_check(tokenizer):
+    """Whether the texts of this tokenizer are stories."""
+    return tokenizer.description == describe_words(vocabulary())

@@ -1,0 +1,272 @@
+"""Checks the world of stories: its generator, its checker and its probability agree, every kind of
+mistake is found and named, and the files of data/prepare.py are what they should be."""
+
+import math
+import random
+from collections import Counter
+from itertools import combinations, product
+
+import pytest
+
+from data import stories
+from data.stories import (
+    BOYS, CLASSES, KINDS, PLOTS, SCENES, VALUES, align, check, draw_cast, entropy,
+    expected_entropies, fill, log_casts, log_probability, make_story, parse, scenes_of, skeleton,
+    slot_entropies, variety, vocabulary,
+)
+from data.tokenizer import PAD, UNKNOWN, Tokenizer, describe_words, join_words, split_words
+
+STORY = (
+    "Mia had an orange kite. One evening she took the orange kite to the barn. At the barn she met "
+    "Tom. Mia gave the orange kite to Tom, and he was glad. That night the kite was in the house "
+    "of Tom. The next day Lily came with a blue ball. Tom and Lily walked to the river, and Mia "
+    "came too. At the river Tom traded the orange kite for the blue ball. So Lily went home with "
+    "the kite, and Tom kept the ball. Mia never forgot the day at the barn with Tom."
+)
+
+
+def draw(n, seed=1, days=2):
+    rng = random.Random(seed)
+    return [make_story(rng, days) for _ in range(n)]
+
+
+# ------------------------------------------------------------------------------------------------
+# right stories
+
+
+@pytest.mark.parametrize("days", [2, 3, 4])
+def test_every_story_is_right(days):
+    for story in draw(300, days=days):
+        assert check(story, days) == [], story
+
+
+def test_every_template_is_right():
+    """Each plot with each template of each scene at least once, with the cast that was drawn."""
+    rng = random.Random(2)
+    for plot in PLOTS:
+        scenes = scenes_of(plot)
+        for turn in range(max(len(templates) for _, templates in scenes)):
+            cast = draw_cast(rng)
+            chosen = [templates[turn % len(templates)] for _, templates in scenes]
+            reading = parse(join_words([fill(part, cast) for one in chosen for part in one]))
+            assert (reading.mistakes, reading.plot, reading.cast) == ([], plot, cast)
+
+
+def test_the_length_of_a_story():
+    for plot in PLOTS:
+        lengths = [[len(t) for t in templates] for _, templates in scenes_of(plot)]
+        assert sum(map(min, lengths)) >= 90 and sum(map(max, lengths)) <= 125
+
+
+def test_a_story_has_one_derivation():
+    """No two templates of one scene are alike, and no sentence of one event is one of another's
+    unless the plots that have them differ in the cast as well."""
+    for plot in PLOTS:
+        for _, templates in scenes_of(plot):
+            assert len({skeleton(template) for template in templates}) == len(templates)
+    texts = draw(2000)
+    for text in texts[:200]:  # of all plots, the right one alone fits
+        words = split_words(text)
+        sentences = stories.split_sentences(words)
+        skeletons = [skeleton(sentence) for _, sentence in sentences]
+        fits = 0
+        for plot, pairs in stories.closest_plots(skeletons):
+            _, mistakes = stories.read_slots(sentences, skeletons, plot, pairs, 2)
+            fits += not mistakes and len(pairs) == len(sentences) == len(scenes_of(plot))
+        assert fits == 1, text
+
+
+def test_slots_hold_different_words():
+    for one, other in combinations(VALUES.values(), 2):
+        assert not set(one) & set(other)
+    others = "she he She He her him his a an A An".split()
+    assert len(CLASSES) == sum(map(len, VALUES.values())) + len(others)
+    assert len(PLOTS) >= 12
+
+
+def test_a_story_is_english():
+    """The sentence begins with a capital, and the article fits the colour."""
+    for story in draw(300):
+        words = split_words(story)
+        assert words[0][0].isupper() and words[-1] == "."
+        for before, word in zip(words, words[1:]):
+            assert before != "." or word[0].isupper(), story
+            if before in ("a", "an"):
+                assert (before == "an") == (word[0] in "aeiou"), story
+
+
+# ------------------------------------------------------------------------------------------------
+# mistakes
+
+
+@pytest.mark.parametrize(
+    "old, new, kind, word",
+    [
+        ("met Tom", "met Tim", "name", "Tim"),
+        ("she took", "he took", "pronoun", "he"),
+        ("and he was glad", "and she was glad", "pronoun", "she"),
+        ("an orange", "a orange", "article", "a"),
+        ("a blue ball", "an blue ball", "article", "an"),
+        ("night the kite", "night the drum", "thing", "drum"),
+        ("traded the orange", "traded the blue", "colour", "blue"),
+        ("At the barn she", "At the river she", "place", "river"),
+        ("So Lily went", "So Mia went", "possession", "Mia"),
+        ("So Lily went", "So Anna went", "name", "Anna"),
+        ("house of Tom", "house of Mia", "possession", "Mia"),
+        ("and Tom kept", "and Lily kept", "possession", "Lily"),
+        ("At the barn she met Tom.", "At the barn she saw Tom.", "sentence", "At"),
+        ("That night the kite was in the house of Tom.", "Tom was already at the barn.", "event",
+         "Tom"),
+        ("That night the kite", "That night [pad] kite", "sentence", "That"),
+    ],
+)
+def test_a_mistake_is_found_and_named(old, new, kind, word):
+    assert check(STORY) == [] and STORY.count(old) == 1
+    text = STORY.replace(old, new)
+    mistakes = check(text)
+    assert [mistake.kind for mistake in mistakes] == [kind], mistakes
+    assert split_words(text)[mistakes[0].position] == word
+    assert kind in KINDS and log_probability(text) == -math.inf
+
+
+def test_a_trade_that_did_not_happen():
+    """All names are of the story, and all sentences, but the kite is with two people."""
+    text = STORY.replace("So Lily went home with the kite, and Tom kept the ball.",
+                         "So Tom went home with the kite, and Lily kept the ball.")
+    assert [mistake.kind for mistake in check(text)] == ["possession"] * 2
+
+
+def test_two_people_of_one_name():
+    text = STORY.replace("Lily", "Mia")
+    assert "name" in {mistake.kind for mistake in check(text)}
+
+
+@pytest.mark.parametrize(
+    "text", ["", ".", "Mia", "kite kite kite", "[pad] [pad]", "Something else. And more of it.",
+             "Mia had an orange kite.", STORY[: len(STORY) // 2], STORY + " " + STORY,
+             STORY + " Mia", STORY[:-1], "\n\x00\u00e9 \U0001f600"],
+)
+def test_what_is_no_story(text):
+    """Nothing, half a story, two stories, other words: mistakes with words that say so."""
+    mistakes = check(text)
+    assert mistakes and all(mistake.message and mistake.kind in KINDS for mistake in mistakes)
+    words = len(split_words(text))
+    assert all(0 <= mistake.position <= words for mistake in mistakes)
+
+
+def test_one_change_of_a_story_is_never_right():
+    """A word for another, anywhere: no story is one word from another but in slots of one use,
+    which are few, and in the choices of the templates."""
+    rng = random.Random(3)
+    words_of_all = sorted(vocabulary())
+    wrong = 0
+    for story in draw(300, seed=4):
+        words = split_words(story)
+        position = rng.randrange(len(words))
+        word = rng.choice([w for w in words_of_all if w != words[position]])
+        words[position] = word
+        text = join_words(words)
+        if check(text):
+            wrong += 1
+        else:
+            assert log_probability(text) > -math.inf  # it is another story, and counts as one
+    assert wrong > 290
+
+
+def test_align_is_the_longest_common_subsequence():
+    pairs = align([{"a"}, {"x"}, {"b", "c"}, {"c"}, set()], ["a", "b", "c", "d"])
+    assert pairs == [(0, 0), (2, 1), (3, 2)]
+
+
+# ------------------------------------------------------------------------------------------------
+# probability and variety
+
+
+def test_the_probabilities_sum_to_one(monkeypatch):
+    """Of one cast and one plot, over all ways to say it, in a world of fewer templates."""
+    some = {name: lines[: 1 + i % 2] for i, (name, lines) in enumerate(SCENES.items())}
+    caches = (scenes_of, stories.templates_by_skeleton, stories.scenes_by_skeleton)
+    for function in caches:
+        function.cache_clear()
+    monkeypatch.setattr(stories, "SCENES", some)
+    cast = draw_cast(random.Random(7))
+    templates = [templates for _, templates in scenes_of(PLOTS[5])]
+    texts = {
+        join_words([fill(part, cast) for one in chosen for part in one])
+        for chosen in product(*templates)
+    }
+    assert len(texts) == math.prod(map(len, templates)) > 100
+    of_these = math.log(len(PLOTS)) + log_casts()  # given the plot and the cast
+    assert sum(math.exp(log_probability(text) + of_these) for text in texts) == pytest.approx(1)
+    for function in caches:
+        function.cache_clear()
+
+
+def test_the_number_of_stories():
+    casts = math.perm(16, 3) * math.perm(16, 2) * 12**2 * math.perm(16, 2)
+    assert log_casts() == pytest.approx(math.log(casts))
+    assert casts * len(PLOTS) > 10**9
+
+
+def test_log_probability_is_that_of_the_generator():
+    """How often each choice is drawn, against the probability of a story: the mean of -ln P over
+    draws is the entropy, within 4 standard errors."""
+    nats = [-log_probability(story) for story in draw(1000)]
+    mean = sum(nats) / len(nats)
+    deviation = (sum((n - mean) ** 2 for n in nats) / len(nats)) ** 0.5
+    assert abs(mean - entropy()) <= 4 * deviation / len(nats) ** 0.5 + 1e-9
+    # every template as often as the probability says: chi square over the scene with most of them
+    counts = Counter()
+    for story in draw(2000, seed=5):
+        counts[skeleton(stories.split_sentences(split_words(story))[1][1])] += 1
+    assert len(counts) == 4
+    expected = 2000 / 4
+    assert sum((n - expected) ** 2 / expected for n in counts.values()) < 16.3  # p = 0.001
+
+
+def test_variety():
+    readings = [parse(story) for story in draw(200, seed=6)]
+    shares = variety(readings)
+    assert set(shares) == {*VALUES, "plot"}
+    assert all(0.97 < share < 1.03 for share in shares.values())
+    same = variety([readings[0]] * 200)
+    assert same["plot"] == 0 and all(share < 0.5 for share in same.values())
+    assert variety(readings[:1]) == variety([]) == {}
+
+
+def test_slot_entropies():
+    bits = slot_entropies([(("gift", "trade"), {"A": "Mia", "B": "Tom", "x": "ball"}),
+                           (("race", "trade"), {"A": "Mia", "B": "Mia", "x": "ball"})])
+    assert bits["plot"] == 1 and bits["thing"] == 0
+    assert bits["name"] == pytest.approx(-0.75 * math.log2(0.75) - 0.25 * math.log2(0.25))
+    for kind, known in (("name", 4), ("thing", 4), ("place", 4), ("colour", math.log2(12))):
+        assert known - 0.05 < expected_entropies(1000)[kind] < known
+
+
+def test_pronouns_follow_names():
+    for name in VALUES["name"]:
+        assert stories.pronoun("he", name) == ("he" if name in BOYS else "she")
+
+
+# ------------------------------------------------------------------------------------------------
+# words
+
+
+def test_words_round_trip():
+    tokenizer = Tokenizer(describe_words(vocabulary()))
+    for story in draw(50):
+        ids = tokenizer.encode(story)
+        assert tokenizer.decode(ids.tolist()) == story == join_words(split_words(story))
+        padded = ids.tolist() + [tokenizer.ids[PAD]] * 9
+        assert tokenizer.decode(padded) == "".join(tokenizer.pieces(padded)) == story
+    inside = [tokenizer.ids[word] for word in ("Mia", PAD, "had")]
+    assert tokenizer.decode(inside) == "Mia [pad] had"
+    assert tokenizer.encode("Mia had zebras.").tolist()[2] == tokenizer.ids[UNKNOWN]
+    assert tokenizer.unknown("Mia had zebras, zebras.") == ["zebras"]
+
+
+def test_all_words_of_the_scenes_are_in_the_vocabulary():
+    words = vocabulary()
+    for story in draw(1000):
+        assert set(split_words(story)) <= words
+    assert PAD not in words
