@@ -197,7 +197,7 @@ def draw_variety(report):
         ),
     )
     axis = figure.axes[0]
-    axis.set_xlabel("variety of the right stories: lowest slot entropy, as a share of true stories'")
+    axis.set_xlabel("variety of the right stories: lowest slot entropy / that of true stories")
     axis.set_ylabel("share of stories without a mistake")
     axis.legend(frameon=False, handlelength=3)
     return figure

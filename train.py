@@ -110,7 +110,12 @@ PRESETS = {
         "learning_rate": 6e-3, "warmup": 5, "validate_every": 30,
         "fsdfm": {"iterations": 30, "learning_rate": 6e-4},
     },
-    "cpu": {
+    "cpu": {  # for the stories
+        "judge": {"iterations": 300, "dropout": 0.1},
+        "fsdfm": {"iterations": 1500, "learning_rate": 1.2e-3},
+    },
+    "cpu-pydocs": {
+        "n_layer": 3, "n_head": 2, "iterations": 1500, "loss_weight_max": 2.0,
         "judge": {"iterations": 300, "dropout": 0.1},
         "fsdfm": {"iterations": 1200, "learning_rate": 1.2e-3},
     },

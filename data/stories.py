@@ -35,13 +35,9 @@ GIRLS = "Anna Ella Emma Ivy Lily Mia Rose Zoe".split()
 BOYS = "Ben Finn Jack Leo Max Sam Tim Tom".split()
 VALUES = {  # what the value of a slot may be, by the kind of the slot
     "name": GIRLS + BOYS,
-    "thing": (
-        "ball bell boat book bow coat doll drum flute hat kite lamp rope sled stone whistle".split()
-    ),
-    "colour": "black blue brown golden gray green orange pink purple red silver yellow".split(),
-    "place": (
-        "barn beach bridge castle cave farm forest garden hill inn lake market mill pond river well"
-    ).split(),
+    "thing": "ball bell boat book doll drum hat kite lamp rope sled whistle".split(),
+    "colour": "black blue brown golden green orange purple red silver yellow".split(),
+    "place": "barn beach bridge castle forest garden lake market mill river".split(),
 }
 PRONOUNS = {"he": ("she", "he"), "He": ("She", "He"), "him": ("her", "him"), "his": ("her", "his")}
 ARTICLES = {"a": ("a", "an"), "A": ("A", "An")}
@@ -66,38 +62,35 @@ def article(form, colour):
 SCENES = {
     # the first day
     "begin": [
-        "{A} had {a cx} {cx} {x}.",
-        "{A} found {a cx} {cx} {x} at home.",
-        "Once {A} made {a cx} {cx} {x}.",
+        "{A} (had|found|made|bought) {a cx} {cx} {x}.",
     ],
     "go": [
         "One (morning|evening) {he A} took the {cx} {x} to the {p}.",
-        "{He A} carried the {x} to the {p} one (morning|evening).",
+        "{He A} carried the {cx} {x} to the {p} one (morning|evening).",
     ],
     "meet": [
-        "At the {p} {he A} met {B}.",
+        "At the {p} {he A} (met|saw) {B}.",
         "{B} was already at the {p}.",
-        "At the {p} {A} saw {B} (singing|resting).",
     ],
     "gift": [
         "{A} gave the {cx} {x} to {B}, and {he B} was glad.",
-        "{B} liked the {x}, so {A} gave it to {him B}.",
+        "{B} liked the {cx} {x}, so {A} gave it to {him B}.",
     ],
     "race": [
         "{A} and {B} raced for the {cx} {x}, and {he B} won.",
-        "{B} ran faster than {A} and won the {x}.",
+        "{B} ran faster than {A}, so {he B} won the {cx} {x}.",
     ],
     "play": [
-        "{A} let {B} play with the {cx} {x} until noon.",
-        "{A} and {B} played with the {x}.",
+        "{A} let {B} play with the {cx} {x} until it was dark.",
+        "{A} and {B} played with the {cx} {x} until it was dark.",
     ],
     "find": [
-        "{A} lost the {cx} {x}, but {B} brought it back.",
-        "The {x} fell down, but {B} gave it back to {A}.",
+        "{A} lost the {cx} {x}, but {B} found it for {him A}.",
+        "The {cx} {x} fell down, but {B} gave it to {A}.",
     ],
     "night": [
         "That night the {x} was in the house of {h}.",
-        "{h} put the {cx} {x} under {his h} bed.",
+        "That night {h} put the {cx} {x} under {his h} bed.",
     ],
     # the second day
     "come": [
@@ -106,19 +99,19 @@ SCENES = {
     ],
     "walk": [
         "{h} and {C} walked to the {q}, and {o} came too.",
-        "{C} went to the {q} with {h} and {o}.",
+        "{C} went to the {q}, and {h} and {o} came too.",
     ],
     "trade": [
         "At the {q} {h} traded the {cx} {x} for the {cy} {y}.",
-        "{C} got the {x} of {h} for the {cy} {y}.",
+        "At the {q} {C} gave the {cy} {y} for the {cx} {x}.",
     ],
     "present": [
-        "At the {q} {C} gave the {cy} {y} to {o}.",
-        "{o} had nothing, so {C} gave {him o} the {y}.",
+        "At the {q} {C} gladly gave the {cy} {y} to {o}.",
+        "{o} had nothing, so {C} gave {him o} the {cy} {y}.",
     ],
     "share": [
-        "At the {q} {h} gave the {cx} {x} to {o}.",
-        "{o} had nothing, so {h} gave {him o} the {x}.",
+        "At the {q} {h} gladly gave the {cx} {x} to {o}.",
+        "{o} had nothing, so {h} gave {him o} the {cx} {x}.",
     ],
     "keep": [
         "At the {q} they played with the {cx} {x} and the {y}.",
@@ -127,8 +120,8 @@ SCENES = {
     # the end
     "home": [
         "So {i} went home with the {x}, and {j} kept the {y}.",
-        "In the end {i} had the {cx} {x}, and {j} the {cy} {y}.",
-        "{j} took the {y} home, and {i} took the {x}.",
+        "In the end {i} had the {x}, and {j} had the {y}.",
+        "{j} took the {cy} {y} home, and {i} took the {cx} {x}.",
     ],
     "last": [
         "{A} never forgot the day at the {p} with {B}.",

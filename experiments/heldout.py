@@ -10,7 +10,8 @@ Likelihood  A bound: integral_0^1 E[generalised KL] dt is at least -log p(x_1), 
 Infilling   Half of the tokens of held-out text are given, the others are generated. Accuracy is
             the share of them that equals the real text. The perplexity is the judge's. Real text
             shows what is possible. Under the uniform source few steps make little use of given
-            tokens (flow.generate).
+            tokens (flow.generate). Of stories the first sentence, the last one or every second
+            word is given, and right ones are counted: they keep what was given.
 Longer      Perplexity of each quarter of texts that are longer than a training sequence.
 
 --data NAME measures on text of another kind: prepare it with data/prepare.py --tokens-of pydocs.
@@ -32,8 +33,9 @@ import torch.nn.functional as F
 from common.command import Parser, UserError, run_command
 from common.device import autocast, pick_device, texts_at_a_time
 from common.files import lock, write_text
+from data.stories import can_check
 from eval import FEW, add_network_flags, load_all, long_token_nll, make_sampler, timed_samples
-from eval import with_errors
+from eval import measure_stories, with_errors
 from flow import FINEST, MAX_TRAINING_TIME, Sampler, generalized_kl, generate, sample_path
 from flow import sample_source, text_logits
 
@@ -101,16 +103,15 @@ def judge_nll(judge, x_1):
 # infilling
 
 
-def infill(model, judge, x_1, given, steps, sampler=Sampler(), batch_size=64):
-    """Generates the tokens of real texts x_1 (N, L) that are not `given` (N, L) bool, and measures
-    them: the row of measure_filled."""
+def infill(model, x_1, given, steps, sampler=Sampler(), batch_size=64):
+    """Generates the tokens of real texts x_1 (N, L) that are not `given` (N, L) bool: (N, L)."""
     parts = []
     with autocast(x_1.device):
         for text, mask in zip(x_1.split(batch_size), given.split(batch_size)):
             noise = sample_source(text.shape, model.config, text.device)
             x_0 = torch.where(mask, text, noise)
             parts.append(generate(model, x_0, steps, sampler, given=mask))
-    return measure_filled(torch.cat(parts), judge, x_1, given)
+    return torch.cat(parts)
 
 
 def measure_filled(filled, judge, x_1, given):
@@ -145,7 +146,7 @@ def value_text(row, name, digits=3):
     return f"{row[name]:.{digits}f} ± {row[name + '_error']:.{digits}f}"
 
 
-def report_likelihood(networks, judge, blocks, arguments):
+def report_likelihood(networks, judge, blocks, dataset, arguments):
     """Rows of nats per token of held-out blocks (N, L): the judge's, and each network's bound."""
     nats = {"judge": judge_nll(judge, blocks)}
     for name, network in networks.items():
@@ -167,32 +168,45 @@ def spread(blocks, count):
     return blocks[torch.linspace(0, len(blocks) - 1, min(count, len(blocks))).long()]
 
 
-def given_tokens(shape, device):
-    """{name: which tokens are given, (N, L) bool}, half of every text, for `shape` (N, L)."""
-    L = shape[1]
-    ranks = torch.rand(shape, device=device).argsort(-1)  # (N, L), every row a permutation
-    first = torch.arange(L, device=device) < L // 2  # (L,)
-    return {"random half": ranks < L // 2, "first half": first.expand(shape)}
+def given_tokens(x_1, tokenizer):
+    """{name: which tokens of x_1 (N, L) are given, (N, L) bool}: half of every text, or parts of a
+    story."""
+    L = x_1.shape[1]
+    positions = torch.arange(L, device=x_1.device)
+    if can_check(tokenizer):
+        stops = (x_1 == tokenizer.ids["."]).int()  # (N, L)
+        before = stops.cumsum(-1) - stops  # (N, L), sentences that end before the token
+        return {
+            "first sentence": before == 0,
+            "last sentence": before == stops.sum(-1, keepdim=True) - 1,
+            "every second word": (positions % 2 == 0).expand(x_1.shape),
+        }
+    ranks = torch.rand(x_1.shape, device=x_1.device).argsort(-1)  # every row a permutation
+    return {"random half": ranks < L // 2, "first half": (positions < L // 2).expand(x_1.shape)}
 
 
-def report_infill(networks, judge, blocks, arguments):
-    """Rows of accuracy and perplexity of held-out blocks (N, L), when half of each is given."""
+def report_infill(networks, judge, blocks, dataset, arguments):
+    """Rows of accuracy and perplexity, and of right stories, of held-out blocks (N, L), when a part
+    of each is given."""
     x_1 = spread(blocks, arguments.num_samples)
     sampler, batch_size = make_sampler(arguments), arguments.batch_size
     torch.manual_seed(arguments.seed)
     rows = []
-    for pattern, given in given_tokens(x_1.shape, x_1.device).items():
+    for pattern, given in given_tokens(x_1, dataset.tokenizer).items():
         real = {"given": pattern, "model": "real"}
         rows.append(real | measure_filled(x_1, judge, x_1, given))
         for name, network in networks.items():
             for n in arguments.steps:
                 torch.manual_seed(arguments.seed)
+                filled = infill(network, x_1, given, n, sampler, batch_size)
                 row = {"given": pattern, "model": name, "steps": n}
-                rows.append(row | infill(network, judge, x_1, given, n, sampler, batch_size))
+                row |= measure_filled(filled, judge, x_1, given)
+                rows.append(row | measure_stories(filled, dataset))
     for row in rows:
         line = f"{row['given']} given: {row['model']:6}{row.get('steps', ''):>5}"
         line += f"  accuracy {value_text(row, 'accuracy')}"
-        print(f"{line}, perplexity {value_text(row, 'perplexity')}")
+        line += f", perplexity {value_text(row, 'perplexity')}"
+        print(f"{line}, right {value_text(row, 'right')}" if "right" in row else line)
     return rows
 
 
@@ -202,7 +216,7 @@ def longer_samples(network, length, steps, at_a_time, arguments):
     return timed_samples(network, shape, steps, sampler, arguments.seed, at_a_time)[0]
 
 
-def report_longer(networks, judge, blocks, arguments):
+def report_longer(networks, judge, blocks, dataset, arguments):
     """Rows of perplexity by quarter, for texts 1, 2 and 4 times as long as blocks (N, L)."""
     rows = []
     for times in (1, 2, 4):
@@ -256,7 +270,7 @@ def main():
     arguments.steps = arguments.steps or [FEW, 64]
     arguments.batch_size = arguments.batch_size or texts_at_a_time(length, config.n_tokens)
 
-    rows = REPORTS[arguments.part](networks, judge, blocks, arguments)
+    rows = REPORTS[arguments.part](networks, judge, blocks, dataset, arguments)
     report = {"networks": hashes, "data": dataset.meta["text_sha256"], "rows": rows}
     path = arguments.out / f"{arguments.part}-{dataset.name}.json"
     write_text(path, json.dumps(report, indent=1))

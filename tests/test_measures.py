@@ -174,7 +174,8 @@ def test_infilling(steps):
     n = 4000
     x_1 = draw_texts(n)
     given = torch.tensor([[True, False]]).expand(n, 2)
-    row = infill(ExactNetwork("mask"), UniformJudge(), x_1, given, steps)
+    filled = infill(ExactNetwork("mask"), x_1, given, steps)
+    row = measure_filled(filled, UniformJudge(), x_1, given)
     conditional = TEXT / TEXT.sum(1, keepdims=True)
     expected = (TEXT * conditional).sum()  # of two independent draws from it being the same
     assert abs(row["accuracy"] - expected) < 4 * math.sqrt(expected * (1 - expected) / n)
@@ -194,7 +195,8 @@ def test_given_tokens_stay_while_others_are_filled():
     """Under the uniform source, where the sampler would move them."""
     x_1 = torch.zeros(50, 2, dtype=torch.long)
     given = torch.tensor([[True, False]]).expand(50, 2)
-    row = infill(ContextFree("uniform"), JudgeThatExpects0(), x_1, given, steps=4)
+    filled = infill(ContextFree("uniform"), x_1, given, steps=4)
+    row = measure_filled(filled, JudgeThatExpects0(), x_1, given)
     assert row["perplexity"] == pytest.approx(4.0)  # all first tokens are still 0
 
 
