@@ -50,7 +50,7 @@ from model import Transformer
 from sample import add_sampler_flags
 
 STEPS = [2**i for i in range(11)]
-SLOW = 128  # from here on a CPU measures fewer samples
+SLOW = 512  # from here on a CPU measures fewer samples
 FEW = 8  # the steps of FS-DFM that are shown beside the most steps of DFM
 
 # ------------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def add_network_flags(parser, steps="1 2 4 ... 1024"):
     add = parser.add_argument
     models = ("dfm", "fsdfm")
     add("--models", choices=models, nargs="+", default=models, help="which (default: dfm fsdfm)")
-    add("--data", default="stories", help="name given to data/prepare.py (default: stories)")
+    add("--data", default="pydocs", help="name given to data/prepare.py (default: pydocs)")
     add("--out", type=Path, default=Path("out"), help="folder of the checkpoints (default: out)")
     for name in models:
         add(f"--{name}", type=Path, help=f"a file to use instead of OUT/{name}.pt")
@@ -268,7 +268,7 @@ def add_network_flags(parser, steps="1 2 4 ... 1024"):
     add("--length", type=number(int, 5, 2**20), help="tokens (default: those of training)")
     add("--steps", type=number(int, 1, 65536), nargs="+", metavar="N",
         help=f"numbers of steps (default: {steps})")
-    add("--num-samples", type=number(int, 1, 10**6), default=256, help="texts (default: 256)")
+    add("--num-samples", type=number(int, 1, 10**6), default=64, help="texts (default: 64)")
     add("--batch-size", type=number(int, 1, 65536),
         help="texts at a time (default: 64, or as many as fit)")
     add("--seed", type=seed_number, default=1, help="of every random number (default: 1)")
@@ -283,7 +283,7 @@ def parse_arguments():
     add("--temperatures", type=number(float, 0.001, 1000), nargs="+", metavar="T", default=[1.0],
         help="temperatures of the draws (default: 1)")
     add("--slow-samples", type=number(int, 1, 10**6),
-        help=f"texts at {SLOW} steps and more (default: 64 on a CPU, else as many)")
+        help=f"texts at {SLOW} steps and more (default: 8 on a CPU, else as many)")
     return parser.parse_args()
 
 
@@ -322,11 +322,11 @@ def machine_name(device):
 
 def jobs_of(arguments, networks, on_cpu):
     """[(model, steps, temperature, samples)]: the rows that are wanted."""
-    slow_samples = min(64, arguments.num_samples) if on_cpu else arguments.num_samples
+    slow_samples = min(8, arguments.num_samples) if on_cpu else arguments.num_samples
     slow_samples = arguments.slow_samples or slow_samples
     jobs = []
     for model in networks:
-        for steps in arguments.steps or (STEPS if model == "dfm" else STEPS[:-1]):
+        for steps in arguments.steps or STEPS:
             samples = slow_samples if steps >= SLOW else arguments.num_samples
             jobs += [(model, steps, T, samples) for T in arguments.temperatures]
     return jobs

@@ -2,11 +2,11 @@
 
     python sample.py --model fsdfm --steps 8
     python sample.py --model dfm --steps 64 --watch          every step on the screen
-    python sample.py --num-samples 4 --check                 what is wrong with each story
     python sample.py --steps 1/2 1/4 1/8 1/8                 step sizes of your own
-    python sample.py --prompt "Mia had a red kite."          kept as given, at the start
-    python sample.py --infill "Mia had ___. One _90_"        3 tokens and 90 tokens are written
-    python sample.py --model judge --prompt "Mia"            token by token, to compare
+    python sample.py --prompt "Return the "                  kept as given, at the start
+    python sample.py --infill "Return the ___ of the _12_."  3 tokens and 12 tokens are written
+    python sample.py --model judge --prompt "Return the "    token by token, to compare
+    python sample.py --num-samples 4 --check                 of stories: what is wrong with each
     python sample.py --checkpoint published.pth              a published network
 
 The work is done by flow.generate; here are a command line and a terminal around it. Read next:

@@ -2,29 +2,18 @@
 # From nothing to the picture: text, judge, DFM, FS-DFM, measurements, curve. Run it again to go on
 # where it stopped.
 #
-#     bash speedrun.sh                 stories, results in out/
-#     bash speedrun.sh pydocs          the documentation of Python, in out-pydocs/
+#     bash speedrun.sh                 the documentation of Python, results in out/
 #     bash speedrun.sh --seed 2        another seed, in out-seed2/
 
 set -euo pipefail
 cd "$(dirname "$0")"
-data=stories
-preset=cpu
 seed=1
 out=out
-if [ "${1:-}" = "pydocs" ] || [ "${1:-}" = "stories" ]; then
-    data=$1
-    shift
-fi
-if [ "$data" = "pydocs" ]; then
-    preset=cpu-pydocs
-    out=out-pydocs
-fi
 if [ "${1:-}" = "--seed" ] && [[ "${2:-}" =~ ^[0-9]+$ ]]; then
     seed=$2
-    out=$out-seed$2
+    out=out-seed$2
 elif [ $# -gt 0 ]; then
-    echo "error: the only arguments are stories or pydocs, and --seed NUMBER" >&2
+    echo "error: the only flag is --seed NUMBER" >&2
     exit 2
 fi
 source common/setup.sh
@@ -34,12 +23,11 @@ source common/setup.sh
 # variable.
 export GLIBC_TUNABLES=glibc.malloc.trim_threshold=8000000000:glibc.malloc.mmap_max=0
 
-if [ ! -f "data/$data/meta.json" ]; then
-    python data/prepare.py "$data"
+if [ ! -f data/pydocs/meta.json ]; then
+    python data/prepare.py pydocs
 fi
-training=(--preset "$preset" --data "$data" --resume --seed "$seed" --out "$out")
-python train.py judge "${training[@]}"
-python train.py dfm "${training[@]}"
-python train.py fsdfm "${training[@]}"
-python eval.py --data "$data" --seed "$seed" --out "$out"
+python train.py judge --resume --seed "$seed" --out "$out"
+python train.py dfm --resume --seed "$seed" --out "$out"
+python train.py fsdfm --resume --seed "$seed" --out "$out"
+python eval.py --seed "$seed" --out "$out"
 python plot.py --out "$out"

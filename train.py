@@ -110,12 +110,7 @@ PRESETS = {
         "learning_rate": 6e-3, "warmup": 5, "validate_every": 30,
         "fsdfm": {"iterations": 30, "learning_rate": 6e-4},
     },
-    "cpu": {  # for the stories
-        "judge": {"iterations": 300, "dropout": 0.1},
-        "fsdfm": {"iterations": 1500, "learning_rate": 1.2e-3},
-    },
-    "cpu-pydocs": {
-        "n_layer": 3, "n_head": 2, "iterations": 1500, "loss_weight_max": 2.0,
+    "cpu": {
         "judge": {"iterations": 300, "dropout": 0.1},
         "fsdfm": {"iterations": 1200, "learning_rate": 1.2e-3},
     },
@@ -159,7 +154,7 @@ def parse_arguments():
     parser = Parser(f"{__doc__}\n{presets}\n  --recipe paper: {RECIPES['paper']}")
     parser.add_argument("stage", choices=STAGES, help="which network to train")
     add = parser.add_argument
-    add("--data", default="stories", help="name given to data/prepare.py (default: stories)")
+    add("--data", default="pydocs", help="name given to data/prepare.py (default: pydocs)")
     add("--out", type=Path, default=Path("out"), help="folder of the checkpoints (default: out)")
     add("--preset", choices=PRESETS, help="size (default: gpu with CUDA, else cpu)")
     add("--recipe", choices=RECIPES,

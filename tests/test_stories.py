@@ -23,6 +23,7 @@ from data.tokenizer import PAD, UNKNOWN, Tokenizer, describe_words, join_words, 
 from eval import measure_stories
 from experiments.heldout import given_tokens
 
+STORIES = ["--data", "stories"]
 STORY = (
     "Mia had an orange kite. One evening she took the orange kite to the barn. At the barn she met "
     "Tom. Mia gave the orange kite to Tom, and he was glad. That night the kite was in the house "
@@ -290,11 +291,12 @@ def told(tmp_path_factory):
     project = copy_project(tmp_path_factory.mktemp("project"))
     run(project, "data/prepare.py", "stories")
     for stage in ("judge", "dfm", "fsdfm"):
-        flags = ["--preset", "tiny", "--iterations", 4]
+        flags = [*STORIES, "--preset", "tiny", "--iterations", 4]
         if stage != "fsdfm":
             flags += ["--block-size", 128]
         run(project, "train.py", stage, *flags)
-    run(project, "eval.py", "--steps", 1, 8, "--num-samples", 4, "--temperatures", 0.5, 1)
+    few = ["--steps", 1, 8, "--num-samples", 4, "--temperatures", 0.5, 1]
+    run(project, "eval.py", *STORIES, *few)
     return project
 
 
@@ -378,6 +380,6 @@ def test_check_of_another_text(told, tmp_path):
     run(told, "train.py", "dfm", *tiny, *out)
     line = error_line(told, "sample.py", "--model", "dfm", "--check", *out)
     assert "--check is for stories" in line
-    line = error_line(told, "train.py", "judge", "--block-size", 200, *out)
+    line = error_line(told, "train.py", "judge", *STORIES, "--block-size", 200, *out)
     assert "128 tokens each" in line
     assert "comes in words" in error_line(told, "data/prepare.py", "stories", "--tokenizer", "bpe")
