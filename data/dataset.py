@@ -9,7 +9,6 @@ a UserError that names the command to run. Read next: ../train.py.
 """
 
 import json
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -135,10 +134,10 @@ class Dataset:
         blocks = min(most, len(self.val[0]) // row)
         return self.to_tensor(self.val[0][: blocks * row]).view(-1, row)[:, :block_size]
 
-    @cached_property
-    def known_rows(self):
-        """The rows of the training set as bytes, a set: to tell a new text from a copied one."""
-        return {row.tobytes() for row in self.train[0].reshape(-1, self.row)}
+    def known_rows(self, length):
+        """The first `length` tokens of every row of the training set, as bytes, a set: to tell a
+        new text from a copied one."""
+        return {row.tobytes() for row in self.train[0].reshape(-1, self.row)[:, :length]}
 
     def to_tensor(self, tokens):
         """uint16 array -> int64 tensor. UserError if a token is outside the vocabulary."""

@@ -1,6 +1,6 @@
 """Stories in which right and wrong can be counted.
 
-    Mia had a blue drum. One evening she took the drum to the barn. At the barn she met Tom. ...
+    Mia had a blue drum. One evening she took the blue drum to the barn. At the barn she met Tom.
 
 A story is two days in the life of three people, two things and two places. Its sentences are
 templates with slots, and the slots must agree from the first sentence to the last: a name and its
@@ -143,8 +143,13 @@ SECOND_DAYS = {  # event: (i, j)
     "keep": ("h", "C"),
 }
 PLOTS = list(product(FIRST_DAYS, SECOND_DAYS))
-MOST_DAYS = 4  # training has two; a longer story has a new person, a new thing and a trade each day
-NEWCOMERS = [("C", "y", "cy", "q"), ("D", "z", "cz", "r"), ("E", "w", "cw", "s")]
+ROLES = {  # of a story, by the kind of their values
+    "name": ["A", "B", "C"],
+    "thing": ["x", "y"],
+    "colour": ["cx", "cy"],
+    "place": ["p", "q"],
+}
+KIND_OF = {role: kind for kind, roles in ROLES.items() for role in roles}
 
 
 @dataclass(frozen=True)
@@ -153,16 +158,7 @@ class Slot:
 
     form: str  # name, thing, colour, place; he, He, him, his; a, A
     role: str  # whose: A B C, x y, cx cy, p q
-    owner: bool = False  # the sentence says who has a thing
-
-
-def kind_of(role):
-    """name, thing, colour or place."""
-    if role[0] in "ABCDE":
-        return "name"
-    if role[0] == "c":
-        return "colour"
-    return "thing" if role in "xyzw" else "place"
+    owner: bool = False  # written h, o, i or j: the person is named for who has what
 
 
 def parse_template(text, roles):
@@ -174,7 +170,7 @@ def parse_template(text, roles):
             continue
         *form, name = part[1:-1].split()
         role = roles.get(name, name)
-        parts.append(Slot(form[0] if form else kind_of(role), role, owner=name in "hoij"))
+        parts.append(Slot(form[0] if form else KIND_OF[role], role, owner=name in "hoij"))
     return tuple(parts)
 
 
@@ -185,36 +181,16 @@ def expand(text):
 
 
 @cache
-def scenes_of(plot, days=2):
+def scenes_of(plot):
     """[(name, templates)] of a plot of PLOTS: the scenes of a story in their order."""
     first, second = plot
     roles = dict(zip("ho", FIRST_DAYS[first]))
-    scenes = [(name, roles) for name in ("begin", "go", "meet", first, "night")]
-    for day, newcomer in enumerate(NEWCOMERS[: days - 1]):
-        event = "trade" if day else second
-        roles = roles | dict(zip(("C", "y", "cy", "q"), newcomer))
-        if day:  # the newcomer meets the two who have things
-            roles |= {"h": roles["i"], "o": roles["j"]}
-        scenes += [(name, roles) for name in ("come", "walk", event)]
-        i, j = SECOND_DAYS[event]
-        i, j = roles.get(i, i), roles.get(j, j)
-        roles = roles | {"i": i, "j": roles["j"] if day else j}
-    scenes += [(name, {"i": roles["i"], "j": roles["j"]}) for name in ("home", "last")]
+    roles |= {name: roles.get(role, role) for name, role in zip("ij", SECOND_DAYS[second])}
+    names = ["begin", "go", "meet", first, "night", "come", "walk", second, "home", "last"]
     return [
         (name, [parse_template(text, roles) for line in SCENES[name] for text in expand(line)])
-        for name, roles in scenes
+        for name in names
     ]
-
-
-def roles_of(days=2):
-    """The roles of a story, by kind, in the order in which they come in."""
-    newcomers = list(zip(*NEWCOMERS[: days - 1]))
-    return {
-        "name": ["A", "B", *newcomers[0]],
-        "thing": ["x", *newcomers[1]],
-        "colour": ["cx", *newcomers[2]],
-        "place": ["p", *newcomers[3]],
-    }
 
 
 # ------------------------------------------------------------------------------------------------
@@ -226,10 +202,10 @@ def pick(rng, values):
     return values[int(rng.random() * len(values))]
 
 
-def draw_cast(rng, days=2):
+def draw_cast(rng):
     """{role: value}: people, things and places differ from one another, colours need not."""
     cast = {}
-    for kind, roles in roles_of(days).items():
+    for kind, roles in ROLES.items():
         values = list(VALUES[kind])
         for role in roles:
             cast[role] = pick(rng, values)
@@ -250,10 +226,10 @@ def fill(part, cast):
     return value
 
 
-def make_story(rng, days=2):
-    """A right story, a str. rng: random.Random; days: 2, more for stories unlike the training's."""
-    scenes = scenes_of(pick(rng, PLOTS), days)
-    cast = draw_cast(rng, days)
+def make_story(rng):
+    """A right story, a str, drawn with rng, a random.Random."""
+    scenes = scenes_of(pick(rng, PLOTS))
+    cast = draw_cast(rng)
     words = [fill(part, cast) for _, templates in scenes for part in pick(rng, templates)]
     return join_words(words)
 
@@ -292,9 +268,9 @@ def skeleton(parts):
 
 
 @cache
-def templates_by_skeleton(plot, days=2):
+def templates_by_skeleton(plot):
     """For each scene of a plot: {skeleton: template}."""
-    return [{skeleton(t): t for t in templates} for _, templates in scenes_of(plot, days)]
+    return [{skeleton(t): t for t in templates} for _, templates in scenes_of(plot)]
 
 
 @cache
@@ -340,13 +316,13 @@ def align(names, scenes):
     return pairs
 
 
-def closest_plots(skeletons, days=2):
+def closest_plots(skeletons):
     """[(plot, pairs)]: the plots that have most of the sentences in their order, and which
     sentence is which of the plot's scenes."""
     names = [scenes_by_skeleton().get(s, set()) for s in skeletons]
     aligned = []
     for plot in PLOTS:
-        aligned.append((plot, align(names, [name for name, _ in scenes_of(plot, days)])))
+        aligned.append((plot, align(names, [name for name, _ in scenes_of(plot)])))
     most = max(len(pairs) for _, pairs in aligned)
     return [(plot, pairs) for plot, pairs in aligned if len(pairs) == most]
 
@@ -360,20 +336,20 @@ class Reading:
     mistakes: list
 
 
-def parse(text, days=2):
+def parse(text):
     """Reads a text as the story that it is most like: as the plot that has most of its sentences,
     and then the fewest mistakes. A Reading."""
     sentences = split_sentences(split_words(text))
     skeletons = [skeleton(sentence) for _, sentence in sentences]
     readings = []
-    for plot, pairs in closest_plots(skeletons, days):
-        cast, mistakes = read_slots(sentences, skeletons, plot, pairs, days)
-        mistakes += sentence_mistakes(sentences, skeletons, pairs, plot, days)
+    for plot, pairs in closest_plots(skeletons):
+        cast, mistakes = read_slots(sentences, skeletons, plot, pairs)
+        mistakes += sentence_mistakes(sentences, skeletons, pairs, plot)
         readings.append(Reading(plot, cast, sorted(mistakes, key=lambda m: m.position)))
     return min(readings, key=lambda reading: len(reading.mistakes))
 
 
-def read_slots(sentences, skeletons, plot, pairs, days):
+def read_slots(sentences, skeletons, plot, pairs):
     """(cast, mistakes) of the sentences that are scenes of the plot.
 
     A role has the value that most of the sentences say, the first one of equals. A word that
@@ -381,18 +357,18 @@ def read_slots(sentences, skeletons, plot, pairs, days):
     """
     slots = []  # (position, word, part of the template)
     for i, j in pairs:
-        template = templates_by_skeleton(plot, days)[j][skeletons[i]]
+        template = templates_by_skeleton(plot)[j][skeletons[i]]
         start, sentence = sentences[i]
         slots += zip(range(start, start + len(sentence)), sentence, template)
-    votes = {role: Counter() for roles in roles_of(days).values() for role in roles}
+    votes = {role: Counter() for roles in ROLES.values() for role in roles}
     for _, word, part in slots:
         if isinstance(part, Slot) and part.form in VALUES:
             votes[part.role][word] += 1
     cast = {role: counts.most_common(1)[0][0] for role, counts in votes.items() if counts}
-    return cast, slot_mistakes(slots, cast) + equal_mistakes(slots, cast, days)
+    return cast, slot_mistakes(slots, cast) + equal_mistakes(slots, cast)
 
 
-def sentence_mistakes(sentences, skeletons, pairs, plot, days):
+def sentence_mistakes(sentences, skeletons, pairs, plot):
     """Sentences that no story has, or not here, and what is missing."""
     mistakes = []
     matched = {i for i, _ in pairs}
@@ -408,14 +384,14 @@ def sentence_mistakes(sentences, skeletons, pairs, plot, days):
         kind = "event" if known else "sentence"
         mistakes.append(Mistake(kind, start, len(sentence), message))
     end = sum(len(sentence) for _, sentence in sentences)
-    for _ in range(len(scenes_of(plot, days)) - len(sentences)):
+    for _ in range(len(scenes_of(plot)) - len(sentences)):
         mistakes.append(Mistake("sentence", end, 0, "the story is not complete"))
     return mistakes
 
 
 def slot_mistakes(slots, cast):
     """Words of the aligned sentences that are not those of the cast."""
-    people = {value for role, value in cast.items() if kind_of(role) == "name"}
+    people = {value for role, value in cast.items() if KIND_OF[role] == "name"}
     mistakes = []
     for position, word, part in slots:
         if isinstance(part, Slot) and part.role not in cast:
@@ -433,33 +409,31 @@ def slot_mistakes(slots, cast):
     return mistakes
 
 
-def equal_mistakes(slots, cast, days):
+def equal_mistakes(slots, cast):
     """People, things or places of the cast that should be different and are not."""
     mistakes = []
-    for kind, roles in roles_of(days).items():
-        values = [cast[role] for role in roles if role in cast]
+    for kind in ("name", "thing", "place"):
+        values = [cast[role] for role in ROLES[kind] if role in cast]
         for value in {value for value in values if values.count(value) > 1}:
-            if kind == "colour":
-                continue
             position = next(position for position, word, _ in slots if word == value)
             message = f"{value} cannot be two of the story ({kind})"
             mistakes.append(Mistake(kind, position, 1, message))
     return mistakes
 
 
-def check(text, days=2):
+def check(text):
     """The mistakes of a text, a list of Mistake, in their order; [] if it is a right story."""
-    return parse(text, days).mistakes
+    return parse(text).mistakes
 
 
 # ------------------------------------------------------------------------------------------------
 # the probability
 
 
-def log_casts(days=2):
+def log_casts():
     """ln of the number of casts, each as likely."""
     total = 0.0
-    for kind, roles in roles_of(days).items():
+    for kind, roles in ROLES.items():
         for used in range(len(roles)):
             total += math.log(len(VALUES[kind]) - (0 if kind == "colour" else used))
     return total
@@ -493,7 +467,7 @@ def slot_entropies(stories):
     for plot, cast in stories:
         counts["plot"][plot] += 1
         for role, value in cast.items():
-            counts[kind_of(role)][value] += 1
+            counts[KIND_OF[role]][value] += 1
     entropies = {}
     for kind, count in counts.items():
         total = count.total()
