@@ -151,7 +151,7 @@ def test_two_processes_train_as_one(trained, stage):
         flags = [stage, *TINY, "--iterations", "20", "--out", out, "--overwrite"]
         command = [sys.executable, *command, *flags]
         options = {"cwd": trained, "env": environment, "capture_output": True, "text": True}
-        result = subprocess.run(command, **options)
+        result = subprocess.run(command, timeout=300, **options)
         assert result.returncode == 0, result.stderr
         losses.append([float(row["loss"]) for row in log_of(trained / out / f"{stage}.csv")])
         weights.append(load(trained / out / f"{stage}.pt")["model"])
