@@ -50,7 +50,8 @@ from model import Transformer
 from sample import add_sampler_flags
 
 STEPS = [2**i for i in range(11)]
-SLOW = 512  # from here on a CPU measures fewer samples
+SAMPLES = {"stories": 256, "text": 64}  # where --num-samples does not say otherwise
+SLOW = {"stories": (128, 64), "text": (512, 8)}  # a CPU: from so many steps on, so few samples
 FEW = 8  # the steps of FS-DFM that are shown beside the most steps of DFM
 
 # ------------------------------------------------------------------------------------------------
@@ -205,17 +206,23 @@ def plus_minus(row, name, digits):
 
 
 def story_columns(row):
-    """Right stories, mistakes, the lowest of the five varieties and new ones, as text."""
-    lowest = f"{min(row['variety'].values()):.2f}" if row["variety"] else ""
+    """Right stories, also for each second, mistakes, the lowest of the five varieties and new
+    ones, as text."""
+    lowest = f"{min(row['variety'].values()):.3f}" if row["variety"] else ""
     new = "" if row["new"] is None else f"{row['new']:.2f}"
-    return f"{plus_minus(row, 'right', 3):>16}{row['mistakes']:>10.2f}{lowest:>9}{new:>6}"
+    speed = ""
+    if "seconds_per_sample" in row:
+        speed = f"{row['right'] / row['seconds_per_sample']:.2f}"
+    right = f"{plus_minus(row, 'right', 3):>16}{speed:>9}"
+    return f"{right}{row['mistakes']:>10.2f}{lowest:>9}{new:>6}"
 
 
 def table(report):
     """The rows as text, a line each."""
     stories = "right" in report["real"]
     heading = f"{'':8}{'steps':>6}{'temp.':>7}"
-    heading += f"{'right':>16}{'mistakes':>10}{'variety':>9}{'new':>6}" if stories else ""
+    names = f"{'right':>16}{'right/s':>9}{'mistakes':>10}{'variety':>9}{'new':>6}"
+    heading += names if stories else ""
     heading += f"{'perplexity':>20}{'corpus':>9}{'entropy, bits':>16}"
     lines = [heading + f"{'distinct 4':>12}{'s/sample':>10}{'samples':>9}"]
     for row in [report["real"], *report["rows"]]:
@@ -262,7 +269,7 @@ def add_network_flags(parser, steps="1 2 4 ... 1024"):
     add = parser.add_argument
     models = ("dfm", "fsdfm")
     add("--models", choices=models, nargs="+", default=models, help="which (default: dfm fsdfm)")
-    add("--data", default="pydocs", help="name given to data/prepare.py (default: pydocs)")
+    add("--data", default="stories", help="name given to data/prepare.py (default: stories)")
     add("--out", type=Path, default=Path("out"), help="folder of the checkpoints (default: out)")
     for name in models:
         add(f"--{name}", type=Path, help=f"a file to use instead of OUT/{name}.pt")
@@ -272,7 +279,8 @@ def add_network_flags(parser, steps="1 2 4 ... 1024"):
     add("--length", type=number(int, 5, 2**20), help="tokens (default: those of training)")
     add("--steps", type=number(int, 1, 65536), nargs="+", metavar="N",
         help=f"numbers of steps (default: {steps})")
-    add("--num-samples", type=number(int, 1, 10**6), default=64, help="texts (default: 64)")
+    add("--num-samples", type=number(int, 1, 10**6),
+        help="texts (default: 64; eval.py on stories: 256)")
     add("--batch-size", type=number(int, 1, 65536),
         help="texts at a time (default: 64, or as many as fit)")
     add("--seed", type=seed_number, default=1, help="of every random number (default: 1)")
@@ -287,7 +295,8 @@ def parse_arguments():
     add("--temperatures", type=number(float, 0.001, 1000), nargs="+", metavar="T", default=[1.0],
         help="temperatures of the draws (default: 1)")
     add("--slow-samples", type=number(int, 1, 10**6),
-        help=f"texts at {SLOW} steps and more (default: 8 on a CPU, else as many)")
+        help="texts at very many steps (default: on a CPU 64 stories from 128 steps on, or 8 other "
+             "texts from 512; else as many)")
     return parser.parse_args()
 
 
@@ -324,14 +333,21 @@ def machine_name(device):
     return f"{platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def jobs_of(arguments, networks, on_cpu):
-    """[(model, steps, temperature, samples)]: the rows that are wanted."""
-    slow_samples = min(8, arguments.num_samples) if on_cpu else arguments.num_samples
+def kind_of(tokenizer):
+    """A key of SAMPLES and SLOW."""
+    return "stories" if can_check(tokenizer) else "text"
+
+
+def jobs_of(arguments, networks, kind, on_cpu):
+    """[(model, steps, temperature, samples)]: the rows that are wanted. Unless --steps says so, the
+    student is not measured at the most steps, which are the DFM's."""
+    slow, slow_samples = SLOW[kind]
+    slow_samples = min(slow_samples, arguments.num_samples) if on_cpu else arguments.num_samples
     slow_samples = arguments.slow_samples or slow_samples
     jobs = []
     for model in networks:
-        for steps in arguments.steps or STEPS:
-            samples = slow_samples if steps >= SLOW else arguments.num_samples
+        for steps in arguments.steps or (STEPS if model == "dfm" else STEPS[:-1]):
+            samples = slow_samples if steps >= slow else arguments.num_samples
             jobs += [(model, steps, T, samples) for T in arguments.temperatures]
     return jobs
 
@@ -346,7 +362,7 @@ def measure_rows(arguments, networks, hashes, judge, dataset, report, batch_size
         if row["network"] == hashes.get(row["model"], row["network"]):
             rows[row["model"], row["steps"], row["temperature"]] = row
     device, length = next(iter(networks.values())).embedding.weight.device, report["length"]
-    jobs = jobs_of(arguments, networks, device.type == "cpu")
+    jobs = jobs_of(arguments, networks, kind_of(dataset.tokenizer), device.type == "cpu")
     total = sum(steps * samples for _, steps, _, samples in jobs)
     with tqdm(total=total, desc="eval", unit="step", unit_scale=True) as bar:
         for model, steps, temperature, samples in jobs:
@@ -394,6 +410,7 @@ def main():
     judge, networks, hashes, dataset, tokenizer = load_all(arguments, device)
     config = next(iter(networks.values())).config
     length = arguments.length or config.block_size
+    arguments.num_samples = arguments.num_samples or SAMPLES[kind_of(tokenizer)]
     batch_size = arguments.batch_size or texts_at_a_time(length, config.n_tokens)
     dataset.must_fill(length)
     blocks = dataset.validation_blocks(length).to(device)  # (N, L)

@@ -16,7 +16,8 @@ on the step size is FS-DFM's first idea: one network that knows how far it must 
     judge, which scores text       a causal mask, and no noise: t = 1 always
 
 Sources: FS-DFM (arXiv 2509.20624), whose network follows SEDD (Lou et al., 2024); rotary
-positions from RoFormer (Su et al., 2021). Read next: flow.py, where logits become text.
+positions from RoFormer (Su et al., 2021), sinusoidal ones from Vaswani et al. (2017).
+Read next: flow.py, where logits become text.
 """
 
 import math
@@ -45,6 +46,7 @@ class ModelConfig:
     causal: bool = False  # the judge: attention to the left only
     step_aware: bool = False  # FS-DFM: conditioned on h
     time_scale: float = 1000.0  # t and h are multiplied by it before they are embedded
+    positions: str = "rotary"  # or "sinusoidal": rotary, and sines of the absolute position
 
     @property
     def n_tokens(self):
@@ -117,10 +119,23 @@ class Modulation(nn.Module):
 # the transformer
 
 
+def position_angles(positions, dim):
+    """Position times frequency, (L, dim / 2), for positions (L,) and dim / 2 frequencies."""
+    powers = torch.arange(0, dim, 2, device=positions.device).float() / dim
+    return positions.float()[:, None] * 10000**-powers
+
+
+def sinusoidal_positions(positions, dim):
+    """Sines and cosines of absolute positions, (L, dim), a little larger than a new embedding. They
+    help where a text begins at the first position; rotary positions say only how far apart two
+    tokens are."""
+    angles = position_angles(positions, dim)
+    return 0.07 * torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
 def rotary_tables(positions, head_dim):
-    """cos and sin (L, head_dim) of position times frequency, for positions (L,)."""
-    powers = torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim
-    angles = positions.float()[:, None] * 10000**-powers  # (L, head_dim / 2)
+    """cos and sin (L, head_dim) of the angles, each of which turns two numbers."""
+    angles = position_angles(positions, head_dim)  # (L, head_dim / 2)
     angles = torch.cat([angles, angles], dim=-1)  # (L, head_dim)
     return angles.cos(), angles.sin()
 
@@ -207,7 +222,8 @@ class Transformer(nn.Module):
         for module in self.modules():
             if isinstance(module, Modulation):
                 nn.init.zeros_(module.linear.weight)
-        nn.init.zeros_(self.output_layer.linear.weight)
+        with torch.no_grad():  # at first it predicts the token that it reads
+            self.output_layer.linear.weight.copy_(self.embedding.weight)
 
     def forward(self, x_t, t=None, h=None, start=0):
         if self.config.causal:
@@ -216,6 +232,8 @@ class Transformer(nn.Module):
         cos, sin = rotary_tables(positions, self.config.dim // self.config.n_head)
         c = self.condition(t, h)
         x = self.embedding(x_t)  # (B, L, d)
+        if self.config.positions == "sinusoidal":
+            x = x + sinusoidal_positions(positions, self.config.dim)
         for block in self.blocks:
             x = block(x, c, cos, sin)
         return self.output_layer(x, c)  # (B, L, n_tokens)

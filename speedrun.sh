@@ -1,21 +1,30 @@
 #!/usr/bin/env bash
-# From nothing to the picture: text, judge, DFM, FS-DFM, measurements, curve. Run it again to go on
-# where it stopped.
+# From nothing to the pictures: text, judge, DFM, FS-DFM, measurements, curves. Run it again to go
+# on where it stopped.
 #
-#     bash speedrun.sh                 the documentation of Python, results in out/
+#     bash speedrun.sh                 stories, in which mistakes can be counted; results in out/
+#     bash speedrun.sh pydocs          real text, the documentation of Python; in out-pydocs/
 #     bash speedrun.sh --seed 2        another seed, in out-seed2/
 
 set -euo pipefail
 cd "$(dirname "$0")"
+data=stories
 seed=1
 out=out
-if [ "${1:-}" = "--seed" ] && [[ "${2:-}" =~ ^[0-9]+$ ]]; then
-    seed=$2
-    out=out-seed$2
-elif [ $# -gt 0 ]; then
-    echo "error: the only flag is --seed NUMBER" >&2
-    exit 2
-fi
+while [ $# -gt 0 ]; do
+    if [ "$1" = stories ] || [ "$1" = pydocs ]; then
+        data=$1
+        shift
+    elif [ "$1" = "--seed" ] && [[ "${2:-}" =~ ^[0-9]+$ ]]; then
+        seed=$2
+        shift 2
+    else
+        echo "error: usage: bash speedrun.sh [stories|pydocs] [--seed NUMBER]" >&2
+        exit 2
+    fi
+done
+if [ "$data" != stories ]; then out=$out-$data; fi
+if [ "$seed" != 1 ]; then out=$out-seed$seed; fi
 source common/setup.sh
 
 # glibc returns every large block to the system and faults it in again at the next step. Keeping it
@@ -23,11 +32,11 @@ source common/setup.sh
 # variable.
 export GLIBC_TUNABLES=glibc.malloc.trim_threshold=8000000000:glibc.malloc.mmap_max=0
 
-if [ ! -f data/pydocs/meta.json ]; then
-    python data/prepare.py pydocs
+if [ ! -f "data/$data/meta.json" ]; then
+    python data/prepare.py "$data"
 fi
-python train.py judge --resume --seed "$seed" --out "$out"
-python train.py dfm --resume --seed "$seed" --out "$out"
-python train.py fsdfm --resume --seed "$seed" --out "$out"
-python eval.py --seed "$seed" --out "$out"
+for stage in judge dfm fsdfm; do
+    python train.py "$stage" --data "$data" --resume --seed "$seed" --out "$out"
+done
+python eval.py --data "$data" --seed "$seed" --out "$out"
 python plot.py --out "$out"

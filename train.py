@@ -49,6 +49,7 @@ def setting(default, text, lowest=None, highest=None, choices=None):
     return field(default=default, metadata=metadata)
 
 
+POSITIONS = ("sinusoidal", "rotary")
 LAST_JUMPS = ("posterior", "published")  # x_1 ~ p, or no special case: docs/paper.md
 
 
@@ -58,28 +59,29 @@ class Config:
 
     # network
     block_size: int = setting(128, "L, tokens in a sequence", 8, 2**20)
-    n_layer: int = setting(3, "transformer blocks", 1, 1000)
-    n_head: int = setting(2, "attention heads", 1, 1000)
+    n_layer: int = setting(4, "transformer blocks", 1, 1000)
+    n_head: int = setting(4, "attention heads", 1, 1000)
     dim: int = setting(128, "d, width of the residual stream", 2, 2**16)
     cond_dim: int = setting(64, "width of the embeddings of t and h", 1, 2**16)
     dropout: float = setting(0.0, "dropout of every branch", 0, 0.99)
     source: str = setting("uniform", "x_0: random tokens or MASK", choices=("uniform", "mask"))
     exponent: float = setting(1.0, "the schedule is kappa(t) = t^X", 1, 10)
     time_scale: float = setting(1000.0, "t and h are embedded times X", 0.001, 1e6)
+    positions: str = setting("sinusoidal", "absolute ones, too, or rotary alone", choices=POSITIONS)
     # optimization
     batch_size: int = setting(16, "sequences in a forward pass, on each GPU", 1, 2**16)
     accumulation: int = setting(1, "forward passes in an iteration", 1, 2**16)
-    iterations: int = setting(1500, "weight updates", 1, 2**31)
+    iterations: int = setting(5000, "weight updates", 1, 2**31)
     optimizer: str = setting("muon", "Muon and AdamW, or AdamW alone", choices=("muon", "adamw"))
-    learning_rate: float = setting(5e-3, "peak learning rate", 1e-9, 10)
+    learning_rate: float = setting(2.5e-3, "peak learning rate", 1e-9, 10)
     warmup: int = setting(50, "iterations in which the learning rate rises", 0, 2**31)
     lr_schedule: str = setting("linear", "to 0, or cosine to 1/10", choices=("linear", "cosine"))
     decay: float = setting(0.5, "share of the iterations in which a linear schedule falls", 0, 1)
     weight_decay: float = setting(0.1, "of Muon's matrices; with adamw of all weights", 0, 10)
     clip: float = setting(1.0, "largest norm of the gradient", 1e-6, 1e9)
-    loss_weight_max: float = setting(2.0, "the loss weight is clipped at X", 0.1, 1e9)
+    loss_weight_max: float = setting(5.0, "the loss weight is clipped at X", 0.1, 1e9)
     seed: int = setting(1, "of every random number", 0, 2**32 - 1)
-    validate_every: int = setting(200, "iterations between validations and checkpoints", 1, 2**31)
+    validate_every: int = setting(500, "iterations between validations and checkpoints", 1, 2**31)
     # distillation (fsdfm)
     teacher: str = setting("rk4", "target of the shortcut teacher", choices=TARGETS)
     mean: str = setting("logits", "the teacher averages", choices=("logits", "probabilities"))
@@ -94,27 +96,37 @@ class Config:
     ema_warmup: str = setting("on", "lower EMA decay at first", choices=("on", "off"))
 
 
-NETWORK = ("block_size", "n_layer", "n_head", "dim", "cond_dim", "source", "exponent", "time_scale")
+NETWORK = (
+    "block_size", "n_layer", "n_head", "dim", "cond_dim", "source", "exponent", "time_scale",
+    "positions",
+)
 
 # Sizes: overrides of the defaults for every stage, then for one stage. Learning rates, warm-up and
 # the EMA decay belong to the length of a run, and so to its size. The paper's are of 128 sequences
 # an iteration, 96 for the student, on one GPU: with N GPUs divide --accumulation by N.
-PAPER_RUN = {
+REAL_TEXT = {"positions": "rotary", "loss_weight_max": 2.0}
+PAPER_RUN = REAL_TEXT | {
     "block_size": 1024, "dropout": 0.1, "warmup": 10_000, "decay": 0.9, "ema_decay": 0.9995,
     "validate_every": 5000, "learning_rate": 3e-4, "iterations": 1_000_000,
     "judge": {"iterations": 100_000},
 }
 PRESETS = {
-    "tiny": {
-        "block_size": 32, "n_layer": 2, "dim": 64, "cond_dim": 32, "iterations": 60,
+    "tiny": REAL_TEXT | {
+        "block_size": 32, "n_layer": 2, "n_head": 2, "dim": 64, "cond_dim": 32, "iterations": 60,
         "learning_rate": 6e-3, "warmup": 5, "validate_every": 30,
         "fsdfm": {"iterations": 30, "learning_rate": 6e-4},
     },
     "cpu": {
+        "judge": {"iterations": 300, "dropout": 0.1, "learning_rate": 5e-3},
+        "fsdfm": {"iterations": 1500, "learning_rate": 1.2e-3},
+    },
+    "cpu-text": REAL_TEXT | {
+        "n_layer": 3, "n_head": 2, "iterations": 1500, "learning_rate": 5e-3,
+        "validate_every": 200,
         "judge": {"iterations": 300, "dropout": 0.1},
         "fsdfm": {"iterations": 1200, "learning_rate": 1.2e-3},
     },
-    "gpu": {
+    "gpu": REAL_TEXT | {
         "block_size": 256, "n_layer": 8, "n_head": 8, "dim": 512, "cond_dim": 128,
         "batch_size": 64, "iterations": 20_000, "learning_rate": 2e-3, "warmup": 200,
         "ema_decay": 0.99, "validate_every": 1000,
@@ -138,6 +150,7 @@ RECIPES = {
         "optimizer": "adamw", "lr_schedule": "cosine", "weight_decay": 0.03, "time_scale": 1.0,
         "loss_weight_max": 1e9, "step_weights": "paper", "data_steps": 1024,
         "teacher_last_jump": "published", "fuser_init": "fresh", "ema_warmup": "off",
+        "positions": "rotary",
     },
 }
 
@@ -154,9 +167,10 @@ def parse_arguments():
     parser = Parser(f"{__doc__}\n{presets}\n  --recipe paper: {RECIPES['paper']}")
     parser.add_argument("stage", choices=STAGES, help="which network to train")
     add = parser.add_argument
-    add("--data", default="pydocs", help="name given to data/prepare.py (default: pydocs)")
+    add("--data", default="stories", help="name given to data/prepare.py (default: stories)")
     add("--out", type=Path, default=Path("out"), help="folder of the checkpoints (default: out)")
-    add("--preset", choices=PRESETS, help="size (default: gpu with CUDA, else cpu)")
+    add("--preset", choices=PRESETS,
+        help="size (default: cpu for stories; for other text gpu with CUDA, else cpu-text)")
     add("--recipe", choices=RECIPES,
         help="ours, or the published one, to be sampled with --grid-power 1 (default: ours)")
     again = parser.add_mutually_exclusive_group()
@@ -184,7 +198,8 @@ def make_settings(arguments, given):
         flag = network_flags[0].replace("_", "-")
         raise UserError(f"the student's network is the DFM's: leave out --{flag}")
     on_cuda = pick_device(arguments.device).type == "cuda"
-    preset = arguments.preset or ("gpu" if on_cuda else "cpu")
+    real_text = "gpu" if on_cuda else "cpu-text"
+    preset = arguments.preset or ("cpu" if arguments.data == "stories" else real_text)
     settings = make_config(arguments.stage, preset, arguments.recipe or "ours", **given)
     if settings.dim % (2 * settings.n_head):
         raise UserError(

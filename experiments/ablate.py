@@ -220,7 +220,7 @@ def draw(results):
 def parse_arguments():
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--data", default="pydocs", help="name given to data/prepare.py (default: pydocs)")
+    add("--data", default="stories", help="name given to data/prepare.py (default: stories)")
     add("--out", type=Path, default=Path("out"), help="folder of judge and DFM (default: out)")
     add("--ablation", type=Path, default=Path("ablation"),
         help="folder that is written (default: ablation)")

@@ -35,7 +35,7 @@ from common.device import autocast, pick_device, texts_at_a_time
 from common.files import lock, write_text
 from data.stories import can_check
 from eval import FEW, add_network_flags, load_all, long_token_nll, make_sampler, timed_samples
-from eval import measure_stories, with_errors
+from eval import SAMPLES, measure_stories, with_errors
 from flow import FINEST, MAX_TRAINING_TIME, Sampler, generalized_kl, generate, sample_path
 from flow import sample_source, text_logits
 
@@ -268,6 +268,7 @@ def main():
     blocks = dataset.validation_blocks(length).to(device)  # (N, L)
     held = lock(arguments.out / "eval.lock")
     arguments.steps = arguments.steps or [FEW, 64]
+    arguments.num_samples = arguments.num_samples or SAMPLES["text"]
     arguments.batch_size = arguments.batch_size or texts_at_a_time(length, config.n_tokens)
 
     rows = REPORTS[arguments.part](networks, judge, blocks, dataset, arguments)

@@ -19,7 +19,7 @@ import train
 from common.fast import attention_on_cpu
 from common.optimizer import Muon, make_optimizers, orthogonalize, set_learning_rate
 from model import ModelConfig, ScalarEmbedding, Transformer, copy_dfm_weights
-from model import rotary_tables, rotate
+from model import rotary_tables, rotate, sinusoidal_positions
 from train import loss_of, make_config, update_weights
 
 CONFIG = ModelConfig(vocab_size=20, block_size=16, n_layer=2, n_head=2, dim=32, cond_dim=16)
@@ -127,6 +127,21 @@ def test_rotary_angles_by_hand():
 def test_rotary_tables_may_start_anywhere():
     whole, part = rotary_tables(torch.arange(12), 8), rotary_tables(torch.arange(5, 12), 8)
     assert torch.equal(whole[0][5:], part[0]) and torch.equal(whole[1][5:], part[1])
+
+
+def test_sinusoidal_positions_by_hand():
+    angle = 5 * 10000 ** (-2 / 8)  # entries 1 and 5 of 8, position 5
+    row = sinusoidal_positions(torch.arange(3, 7), 8)[2]
+    assert row[[1, 5]].tolist() == pytest.approx([0.07 * math.sin(angle), 0.07 * math.cos(angle)])
+
+
+@pytest.mark.parametrize("positions", ["rotary", "sinusoidal"])
+def test_who_knows_where_it_stands(positions):
+    """Of a text of one token, repeated, rotary positions tell nothing: all attend to the same."""
+    model = random_network(replace(CONFIG, positions=positions))
+    logits = model(torch.full((1, 16), 7), torch.tensor([0.5]))[0]  # (16, V)
+    same = torch.allclose(logits, logits[:1].expand_as(logits), atol=1e-4)
+    assert same == (positions == "rotary")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -316,6 +331,18 @@ def test_linear_learning_rate():
     rates = learning_rates(iterations=100, decay=0.5, lr_schedule="linear")
     assert rates[0] == pytest.approx(0.2) and rates[9] == 2.0 == rates[50]
     assert rates[75] == pytest.approx(1.0) and rates[99] == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize(
+    "data, device, preset, expected",
+    [("stories", "cpu", None, "cpu"), ("pydocs", "cpu", None, "cpu-text"),
+     ("pydocs", "cuda", None, "gpu"), ("stories", "cuda", None, "cpu"),
+     ("pydocs", "cpu", "cpu", "cpu"), ("stories", "cpu", "tiny", "tiny")],
+)
+def test_the_size_follows_the_text(monkeypatch, data, device, preset, expected):
+    monkeypatch.setattr(train, "pick_device", lambda name: torch.device(device))
+    arguments = SimpleNamespace(stage="dfm", device=None, data=data, preset=preset, recipe=None)
+    assert train.make_settings(arguments, {}) == make_config("dfm", expected)
 
 
 def test_cosine_learning_rate():
