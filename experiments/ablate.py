@@ -3,7 +3,9 @@ thing each, of the same DFM and the same seed.
 
     bash speedrun.sh                 makes the judge and the DFM, in out/
     python experiments/ablate.py     trains and measures every row -> ablation/table.md, picture.png
+    python experiments/ablate.py --seeds 1 2     the DFM of seed 2 is that of out-seed2/
 
+Of stories the picture has the share of right ones at 8 steps, of other text perplexity and entropy.
 Run it again to go on where it stopped: nothing is trained or measured twice. A row of the table is
 a Row below: the flags that train.py and eval.py get. Each row has a folder of its own. The paper's
 recipe and the mask source have a DFM of their own, too. Before: eval.py, docs/results.md.
@@ -27,10 +29,11 @@ import matplotlib.pyplot as plt
 
 from common.command import Parser, UserError, number, run_command, seed_number
 from common.files import write_safely, write_text
-from plot import ENTROPY, GREY, LOOK, PERPLEXITY, plain_log_scale
+from eval import FEW
+from plot import ENTROPY, GREY, LOOK, PERPLEXITY, STYLES, plain_log_scale
 from train import PRESETS
 
-STEPS = (1, 2, 4, 8, 16, 1024)
+STEPS = (1, 2, 4, 8, 16, 64)
 DRAWN_STEPS = (4, 8, 16)
 FULL = "full FS-DFM"
 
@@ -113,8 +116,10 @@ def run_script(name, *arguments):
 
 
 def folder_of(name, seed, arguments):
-    """The folder of a row's network and measures."""
-    return arguments.out if name == OUT else arguments.ablation / f"{name}, seed {seed}"
+    """The folder of a row's network and measures. Those of a speedrun have its names."""
+    if name == OUT:
+        return arguments.out.with_name(arguments.out.name + (f"-seed{seed}" if seed != 1 else ""))
+    return arguments.ablation / f"{name}, seed {seed}"
 
 
 def copy(source, target, arguments):
@@ -167,8 +172,8 @@ def measure(row, seed, folder, arguments):
 
 
 def table(results):
-    """Markdown, a line for each row and seed: perplexity ± standard error (entropy in bits) at
-    every number of steps."""
+    """Markdown, a line for each row and seed: right stories, or perplexity ± standard error
+    (entropy in bits), at every number of steps."""
     columns = [f"{n:,} step{'s' if n > 1 else ''}" for n in STEPS]
     lines = ["| variant | seed | training | " + " | ".join(columns) + " |"]
     lines.append("| --- | ---: | ---: |" + " ---: |" * len(STEPS))
@@ -176,10 +181,35 @@ def table(results):
         cells = [result.name, str(result.seed), f"{result.training_seconds:.0f} s"]
         for n in STEPS:
             row = result.measures[n]
+            if "right" in row:
+                cells.append(f"{row['right']:.3f} ± {row['right_error']:.3f}")
+                continue
             perplexity = f"{row['perplexity']:,.0f} ± {row['perplexity_error']:.0f}"
             cells.append(f"{perplexity} ({row['entropy']:.2f})")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def draw_right(results):
+    """The figure: a bar for each row, sorted, of the share of right stories at FEW steps, a mean
+    over the seeds with its standard error over the samples, and a point for each seed."""
+    plt.rcParams.update(LOOK)
+    figure, axis = plt.subplots(figsize=(11, 8), layout="constrained")
+    shares, errors = {}, {}
+    for result in results:
+        row = result.measures[FEW]
+        shares.setdefault(result.name, []).append(row["right"])
+        errors.setdefault(result.name, []).append(row["right_error"])
+    means = {name: sum(values) / len(values) for name, values in shares.items()}
+    for place, name in enumerate(sorted(means, key=means.get)):
+        error = sum(e**2 for e in errors[name]) ** 0.5 / len(errors[name])
+        colour = STYLES["dfm" if name.startswith("DFM") else "fsdfm"]["color"]
+        axis.barh(place, means[name], xerr=error, color=colour, alpha=0.6, capsize=4)
+        axis.plot(shares[name], [place] * len(shares[name]), "o", color=GREY, markersize=5)
+    axis.set_yticks(range(len(means)), sorted(means, key=means.get))
+    axis.set_xlim(0, 1)
+    axis.set_xlabel(f"share of stories without a mistake, {FEW} steps; points: seeds")
+    return figure
 
 
 def draw_points(axis, results, name, steps, style):
@@ -230,7 +260,7 @@ def parse_arguments():
     add("--seeds", type=seed_number, nargs="+", default=[1],
         help="of training and of the samples (default: 1)")
     add("--num-samples", type=number(int, 1, 10**6), default=256,
-        help="texts at up to 16 steps; on a CPU 8 texts at 1,024 steps (default: 256)")
+        help="texts of a figure (default: 256)")
     return parser.parse_args()
 
 
@@ -241,7 +271,8 @@ def main():
         for seed in arguments.seeds:
             folder = train(row, seed, arguments)
             results.append(measure(row, seed, folder, arguments))
-    text, figure = table(results), draw(results)
+    text = table(results)
+    figure = draw_right(results) if "right" in results[0].real else draw(results)
     write_text(arguments.ablation / "table.md", text)
     write_safely(
         arguments.ablation / "picture.png",

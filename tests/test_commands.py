@@ -457,7 +457,7 @@ def test_a_run_cut_short_goes_on_to_the_same_weights(trained, tmp_path, stage):
     assert losses[0] == losses[1]
     seconds = [float(row["seconds"]) for row in rows[0]]
     assert seconds == sorted(seconds)  # the clock goes on, too
-    again = ["train.py", stage, "--resume", "--out", out]
+    again = ["train.py", stage, *PYDOCS, "--resume", "--out", out]
     assert "finished" in run(trained, *again).stdout
     if stage == "fsdfm":
         (out / "dfm.pt").write_bytes(b"trained anew")
@@ -468,7 +468,7 @@ def test_a_run_cut_short_goes_on_to_the_same_weights(trained, tmp_path, stage):
 # --help
 
 SCRIPTS = ["data/prepare.py", "train.py", "sample.py", "eval.py", "plot.py"]
-SCRIPTS += ["experiments/heldout.py", "experiments/ablate.py", "experiments/bench.py"]
+SCRIPTS += [f"experiments/{name}.py" for name in ("heldout", "ablate", "bench", "agreement")]
 
 # prints what a script's parser knows of each argument, instead of parsing
 PRINT_ARGUMENTS = """

@@ -22,6 +22,7 @@ from data.stories import (
 )
 from data.tokenizer import PAD, UNKNOWN, Tokenizer, describe_words, join_words, split_words
 from eval import measure_stories
+from experiments.agreement import ExactPosterior, share_wrong
 from experiments.heldout import given_tokens
 from sample import PLAIN, RED, marked
 
@@ -287,6 +288,27 @@ def test_all_words_of_the_scenes_are_in_the_vocabulary():
     for story in draw(1000):
         assert set(split_words(story)) <= words
     assert PAD not in words
+
+
+# ------------------------------------------------------------------------------------------------
+# words that must agree, with an exact posterior (experiments/agreement.py)
+
+
+def test_exact_posterior_by_hand():
+    """Of the texts 0 0 and 1 1, after reading 0 5 at t = 1/2: (V + 1) to 1."""
+    model = ExactPosterior([(0, 0), (1, 1)])
+    V = model.config.vocab_size
+    p = model(torch.tensor([[0, 5]]), torch.tensor([0.5]), None).exp()[0]  # (2, V)
+    expected = torch.tensor([(V + 1) / (V + 2), 1 / (V + 2)])
+    torch.testing.assert_close(p[:, :2], expected.expand(2, 2))
+
+
+def test_one_step_draws_words_apart():
+    pairs = [(a, a) for a in range(12)]
+    n, expected = 4000, 11 / 12
+    error = (expected * (1 - expected) / n) ** 0.5
+    assert abs(share_wrong(pairs, 1, 2, n) - expected) < 4 * error
+    assert share_wrong(pairs, 64, 2, n) < 0.01 < share_wrong(pairs, 4, 2, n) < 0.2
 
 
 # ------------------------------------------------------------------------------------------------

@@ -171,7 +171,7 @@ def test_the_checkpoint_before_is_used(trained, out, damage):
     lines = sampled.stderr.splitlines()
     assert len(lines) == 2 and f"{out}/dfm.pt is" in lines[0]
     assert f"using {out}/dfm.previous.pt" in lines[0]
-    run(trained, "train.py", "dfm", "--resume", "--out", out)
+    run(trained, "train.py", "dfm", *PYDOCS, "--resume", "--out", out)
     assert same_weights(out / "dfm.pt", trained / "out/dfm.pt")
     for name in ("dfm.pt", "dfm.previous.pt"):
         (out / name).write_bytes(bytes(content[:1000]))
@@ -339,8 +339,8 @@ def test_checkpoints_of_format_1(trained, out):
     for command, stage in (
         (["sample.py"], "fsdfm"),
         (["eval.py"], "judge"),
-        (["train.py", "judge", "--resume"], "judge"),
-        (["train.py", "dfm", "--resume"], "dfm"),
+        (["train.py", "judge", *PYDOCS, "--resume"], "judge"),
+        (["train.py", "dfm", *PYDOCS, "--resume"], "dfm"),
         (["train.py", "fsdfm", *TINY, "--overwrite"], "dfm"),
     ):
         line = error_line(trained, *command, "--out", out)
