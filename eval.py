@@ -229,7 +229,9 @@ def table(report):
         seconds = f"{row['seconds_per_sample']:.3f}" if "seconds_per_sample" in row else ""
         line = f"{row['model']:8}{row.get('steps', ''):>6}{row.get('temperature', ''):>7}"
         line += story_columns(row) if stories else ""
-        line += f"{plus_minus(row, 'perplexity', 1):>20}{row['corpus_perplexity']:>9.1f}"
+        digits = 1 if row["perplexity"] >= 10 else 3
+        line += f"{plus_minus(row, 'perplexity', digits):>20}"
+        line += f"{row['corpus_perplexity']:>9.{digits}f}"
         line += f"{plus_minus(row, 'entropy', 2):>16}{row['distinct_4grams']:>12.3f}"
         lines.append(line + f"{seconds:>10}{row['samples']:>9}")
     return "\n".join(lines)
@@ -251,7 +253,9 @@ def side_by_side(pair, width=58):
     columns = []
     for sample in pair:
         heading = f"{sample['model']}, {sample['steps']} steps: {sample['seconds']:.2f} s, "
-        heading += f"perplexity {sample['perplexity']:.0f}"
+        heading += f"perplexity {sample['perplexity']:.3g}"
+        if "mistakes" in sample:
+            heading += f", {sample['mistakes'] or 'no'} mistake{'s' * (sample['mistakes'] != 1)}"
         lines = []
         for line in sample["text"].split("\n"):
             lines += textwrap.wrap(line, width) or [""]
@@ -395,13 +399,16 @@ def make_sampler(arguments, temperature=1.0):
 
 
 def example(model, name, steps, judge, tokenizer, length, arguments):
-    """One text, the first of its seed, alone in its batch, with its seconds and perplexity."""
+    """One text, the first of its seed, alone in its batch, with its seconds and perplexity, and the
+    mistakes of a story."""
     shape, sampler = (1, length), make_sampler(arguments)
     x_1, seconds = timed_samples(model, shape, steps, sampler, arguments.seed, 1)
     perplexity = long_token_nll(judge, x_1).mean().exp().item()
     text = printable(tokenizer.decode(x_1[0].tolist()))
-    facts = {"model": name, "steps": steps, "seconds": seconds}
-    return facts | {"perplexity": perplexity, "text": text}
+    facts = {"model": name, "steps": steps, "seconds": seconds, "perplexity": perplexity}
+    if can_check(tokenizer):
+        facts["mistakes"] = len(parse(text).mistakes)
+    return facts | {"text": text}
 
 
 def main():

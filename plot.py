@@ -121,7 +121,7 @@ def draw_stories(report):
     figure, axes = plt.subplots(1, 2, figsize=(13, 5.4), layout="constrained")
     lines = {model: curve_rows(report, model) for model in LABELS}
     draw_lines(axes[0], lines, "right")
-    axes[0].set_ylim(0, 1)
+    axes[0].set_ylim(-0.02, 1.02)
     axes[0].set_ylabel("share of stories without a mistake")
     axes[0].legend(frameon=False)
     height = 0.4

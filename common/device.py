@@ -26,7 +26,7 @@ def autocast(device):
     """bfloat16 matrix products where the hardware has them, else float32. Weights stay float32.
 
     GPUs that have bfloat16, and CPUs with AMX or AVX-512's bfloat16 products: there a training
-    step of the `cpu` preset takes 40 ms instead of 104.
+    step of the `cpu-text` preset takes 40 ms instead of 104.
     """
     if device.type == "cuda":
         enabled = torch.cuda.is_bf16_supported(including_emulation=False)

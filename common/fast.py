@@ -10,7 +10,7 @@ def attention_on_cpu(q, k, v, is_causal=False):
     """F.scaled_dot_product_attention by its formula, softmax(q k^T / sqrt(head_dim)) v.
 
     PyTorch's is slow in the backward pass on a CPU. Written out, 250 training iterations of the
-    `cpu` preset take 13.7 s instead of 17.1 (2 cores with AMX), about 13% of a speedrun (derived).
+    `cpu-text` preset take 13.7 s instead of 17.1 (2 cores with AMX), 13% of its speedrun (derived).
     (B, heads, L, head_dim) each.
     """
     many_scores = q[..., 0].numel() * k.shape[2] > 2**21

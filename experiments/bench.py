@@ -413,7 +413,7 @@ def parse_arguments():
     add = parser.add_argument
     add("--only", choices=PARTS, nargs="+", default=list(PARTS), metavar="PART",
         help=f"of: {', '.join(PARTS)} (default: all)")
-    add("--preset", choices=PRESETS, help="of train.py (default: gpu with CUDA, else cpu)")
+    add("--preset", choices=PRESETS, help="of train.py (default: gpu with CUDA, else cpu-text)")
     add("--out", type=Path, default=Path("out"),
         help="folder of bench.json, which is written, and of fsdfm.pt (default: out)")
     add("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
@@ -425,7 +425,7 @@ def main():
     device = pick_device(arguments.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    preset = arguments.preset or ("gpu" if device.type == "cuda" else "cpu")
+    preset = arguments.preset or ("gpu" if device.type == "cuda" else "cpu-text")
     torch.set_float32_matmul_precision("high")
     os.environ.pop("GLIBC_TUNABLES", None)  # processes that measure memory must return it
     bench = Bench(device, preset, arguments.out, *machine_limits(device))
