@@ -413,7 +413,7 @@ def test_other_ways_to_write(trained):
 def test_the_lines_of_python_in_the_readme(trained):
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
     assert len(code.strip().splitlines()) <= 5
-    assert "Return the " in run(trained, "-c", code).stdout
+    assert run(trained, "-c", code).stdout.count("Mia had a") == 3
 
 
 # ------------------------------------------------------------------------------------------------
