@@ -188,9 +188,9 @@ def draw_perplexity_frontier(report):
 
 
 def draw_variety(report):
-    """The figure: right stories against the variety of the right ones."""
+    """The figure: right stories against the variety of the right ones, where there are any."""
     figure = draw_frontier(
-        report,
+        report | {"rows": [row for row in report["rows"] if row["variety"]]},
         lambda rows: (
             [lowest_variety(row) for row in rows], column(rows, "right"), None,
             column(rows, "right_error"),
