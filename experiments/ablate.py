@@ -156,7 +156,8 @@ def train(row, seed, arguments):
 
 def measure(row, seed, folder, arguments):
     """Measures the row's network at all STEPS: a Result."""
-    flags = ["--models", row.stage, "--out", folder, "--judge", arguments.out / "judge.pt"]
+    judge = folder_of(OUT, seed, arguments) / "judge.pt"
+    flags = ["--models", row.stage, "--out", folder, "--judge", judge]
     flags += ["--data", arguments.data, "--steps", *STEPS, "--seed", seed]
     flags += ["--num-samples", arguments.num_samples]
     run_script("eval.py", *flags, *row.sampling.split())
