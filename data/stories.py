@@ -31,8 +31,8 @@ from data.tokenizer import describe_words, join_words, split_words
 # ------------------------------------------------------------------------------------------------
 # the words that fill the slots
 
-# Every role has values of its own. Two people may then not share a name, and a network need not
-# learn that first: it is worth 0.2 nats of a story, and takes it longer than all the rest.
+# Every role has values of its own, so that two people cannot share a name. With one list for all, a
+# network has to learn that names differ. It is worth 0.2 nats of a story, and is learned last.
 PEOPLE = {  # role: girls, boys
     "A": ("Amy Anna Ella Emma Ivy Mia Rose Zoe", "Ben Finn Jack Leo Max Ned Sam Tim"),
     "B": ("Ada Cora Eva Fay Kate Lucy Nora Ruby", "Adam Dan Evan Hugo Luke Nick Paul Tom"),
