@@ -215,7 +215,7 @@ def draw_all(report):
     steps = set(column(report["rows"], "steps"))
     if any(frontier_rows(report, model, n) for model in LABELS for n in steps):
         figures["frontier.png"] = draw_perplexity_frontier(report)
-        if stories:
+        if stories and any(column(report["rows"], "variety")):
             figures["variety.png"] = draw_variety(report)
     return figures
 

@@ -360,8 +360,16 @@ def test_the_report(told):
         total = sum(row["mistakes_by_kind"].values())
         assert total == pytest.approx(row["mistakes"]) and set(row["mistakes_by_kind"]) == {*KINDS}
     run(told, "plot.py")
-    for name in ("stories", "curve", "variety", "frontier"):
+    for name in ("stories", "curve", "frontier"):
         assert (told / f"out/{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert not (told / "out/variety.png").exists()  # no story is right
+    for row in report["rows"]:
+        if row["steps"] == 8:
+            row |= {"right": 0.5, "variety": dict.fromkeys((*ROLES, "plot"), 0.9)}
+    (told / "other").mkdir()
+    (told / "other/eval.json").write_text(json.dumps(report))
+    run(told, "plot.py", "--out", "other")
+    assert (told / "other/variety.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 def test_measures_of_stories_by_hand(told, monkeypatch):
