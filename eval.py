@@ -1,6 +1,7 @@
 """How good is the text, how varied, how fast, at every number of steps?
 
-    python eval.py            both models at 1, 2, 4, ..., 1,024 steps -> out/eval.json, a table
+    python eval.py            the DFM at 1, 2, 4, ..., 1,024 steps, the student at 1 to 64
+                              -> out/eval.json, a table
     python eval.py --steps 2 8 64 --temperatures 0.7 0.8 0.9 1     rows for the frontier (plot.py)
     python eval.py --dfm FILE --fsdfm FILE --data mine             published networks
 
