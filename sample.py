@@ -4,7 +4,7 @@
     python sample.py --model dfm --steps 64 --watch          every step on the screen
     python sample.py --steps 1/2 1/4 1/8 1/8                 step sizes of your own
     python sample.py --prompt "Mia had a"                    kept as given, at the start
-    python sample.py --infill "Mia had a ___. _99_ Tom."     3 tokens and 99 tokens are written
+    python sample.py --infill "Mia had a _2_. _99_ with Tom." 2 tokens and 99 tokens are written
     python sample.py --model judge --prompt "Mia had a"      token by token, to compare
     python sample.py --num-samples 4 --check                 of stories: what is wrong with each
     python sample.py --checkpoint published.pth              a published network
