@@ -134,7 +134,8 @@ def draw_stories(report):
     axes[1].set_yticks(range(len(KINDS)), KINDS)
     axes[1].invert_yaxis()
     axes[1].set_xlabel("mistakes a story")
-    axes[1].legend(frameon=False)
+    if axes[1].patches:  # FEW steps were measured
+        axes[1].legend(frameon=False)
     figure.suptitle(title(report, [row for rows in lines.values() for row in rows]))
     return figure
 
