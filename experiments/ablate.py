@@ -79,6 +79,8 @@ ROWS = [
     Row("published last jump", "--teacher-last-jump published"),
     Row("DFM, paper's recipe", "--recipe paper", "--grid-power 1", stage="dfm"),
     Row("paper's recipe", "--recipe paper", "--grid-power 1", dfm="DFM, paper's recipe"),
+    Row("paper's recipe, from our DFM", "--recipe paper", "--grid-power 1"),
+    Row("paper's recipe, from our DFM, our grid", copy_of="paper's recipe, from our DFM"),
     Row("DFM, mask source", "--source mask", stage="dfm"),
     Row(f"{FULL}, mask source", dfm="DFM, mask source"),
 ]
