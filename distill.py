@@ -28,7 +28,7 @@ Source: FS-DFM (arXiv 2509.20624), sections on the shortcut teacher. Read next: 
 
 import torch
 
-from flow import FINEST, Sampler, generalized_kl, jump, sample_path, text_logits
+from flow import FINEST, Sampler, generalized_kl, jump, reveal, sample_path, text_logits
 
 # ------------------------------------------------------------------------------------------------
 # the teacher's target
@@ -38,9 +38,10 @@ def predict(teacher, x, t, h, previous):
     """The teacher's logits at state x, (B, L, V) float32.
 
     Under the mask source a token that a jump has just unmasked has no prediction of its own any
-    more, since nothing trains the output there. It keeps the `previous` one.
+    more, since nothing trains the output there. It keeps the `previous` one. A token that is given
+    (flow.reveal) stays at its time t = 1.
     """
-    logits = text_logits(teacher(x, t, h), teacher.config)
+    logits = text_logits(teacher(x, t.clamp(max=1), h), teacher.config)
     if teacher.config.source == "mask":
         return torch.where((x == teacher.config.mask_id)[..., None], logits, previous)
     return logits
@@ -59,7 +60,8 @@ def weighted_mean(weights, logits, mean="logits"):
 def rk4_target(teacher, x_t, t, h, last=None, update="cumulative", mean="logits"):
     """What the student should predict at (x_t, t, h): (B, L, V) float32 logits.
 
-    x_t (B, L), t and h (B,). last (B,) bool marks steps that end at t + h = 1 with x_1 ~ p.
+    x_t (B, L), t and h (B,), or t (B, L) and h (B, 1) where tokens are given. last (B,) bool marks
+    steps that end at t + h = 1 with x_1 ~ p.
     """
     config, half = teacher.config, h / 2
     l1 = text_logits(teacher(x_t, t, half), config)
@@ -164,7 +166,11 @@ def distillation_loss(student, teacher, x_1, settings):
 
     # 2. the student's prediction
     x_t = sample_path(x_1, t, config)  # (B, L)
-    logits, fine_logits = student(x_t, t, h).split([k, len(x_1) - k])  # (k, L, n_tokens), ...
+    token_t = t
+    if config.given_share:
+        x_t, token_t = reveal(x_t, x_1, t, config.given_share)  # (B, L) each
+        h = h[:, None]
+    logits, fine_logits = student(x_t, token_t, h).split([k, len(x_1) - k])  # (k, L, n_tokens), ...
 
     # 3. data loss of the fine steps
     loss = generalized_kl(fine_logits, x_1[k:], x_t[k:], t[k:], config, settings.loss_weight_max)
@@ -174,7 +180,7 @@ def distillation_loss(student, teacher, x_1, settings):
     # 4. the teacher's target for the large steps
     ends = last[:k] if settings.teacher_last_jump == "posterior" else None
     make_target = TARGETS[settings.teacher]
-    target = make_target(teacher, x_t[:k], t[:k], h[:k], ends, settings.update, settings.mean)
+    target = make_target(teacher, x_t[:k], token_t[:k], h[:k], ends, settings.update, settings.mean)
     kl = forward_kl(target, text_logits(logits, config))  # (k, L)
     if config.source == "mask":
         kl = torch.where(x_t[:k] == config.mask_id, kl, 0)  # unmasked tokens teach nothing

@@ -64,6 +64,19 @@ def sample_path(x_1, t, config):
     return torch.where(is_text, x_1, x_0)
 
 
+def reveal(x_t, x_1, t, share):
+    """Training for prompts and infilling, where some tokens are given and the others noisy.
+
+    In `share` of the texts a random part of the tokens, from none to all, becomes that of x_1 with
+    a time of its own, t = 1 (times of every token: Diffusion Forcing, Chen et al. 2024). Returns
+    x_t (B, L) and the times of its tokens (B, L).
+    """
+    part = torch.rand(len(t), 1, device=t.device)  # (B, 1)
+    part = torch.where(torch.rand_like(part) < share, part, 0)
+    given = torch.rand(x_t.shape, device=t.device) < part  # (B, L)
+    return torch.where(given, x_1, x_t), torch.where(given, 1.0, t[:, None])
+
+
 # ------------------------------------------------------------------------------------------------
 # the loss of the many-step model
 
@@ -110,7 +123,10 @@ def dfm_loss(model, x_1, loss_weight_max=math.inf):
     """The training loss of DFM: mean nats per token over texts x_1 (B, L)."""
     t = sample_times(len(x_1), x_1.device)  # (B,)
     x_t = sample_path(x_1, t, model.config)  # (B, L)
-    logits = model(x_t, t)  # (B, L, n_tokens): a DFM is not conditioned on h
+    token_t = t
+    if model.config.given_share:
+        x_t, token_t = reveal(x_t, x_1, t, model.config.given_share)
+    logits = model(x_t, token_t)  # (B, L, n_tokens): a DFM is not conditioned on h
     return generalized_kl(logits, x_1, x_t, t, model.config, loss_weight_max).mean()
 
 
@@ -159,17 +175,20 @@ def posterior(logits, config):
 
 def jump(x_t, logits, t, h, config, last=None, update="cumulative"):
     """One step: x_t (B, L) at times t (B,) -> x_{t+h} (B, L), for logits (B, L, V); a column for
-    MASK is ignored.
+    MASK is ignored. With times of every token, t (B, L) and h (B, 1), one at t = 1 is given: it
+    stays.
 
     A token jumps with jump_probability, to y ~ p restricted to y != x_t. Where last (B,) bool is
     true, nothing follows and x_1 ~ p is drawn. Under the mask source only masked tokens move.
     """
     if last is None:
-        last = torch.zeros_like(t, dtype=torch.bool)
+        last = torch.zeros(len(x_t), dtype=torch.bool, device=x_t.device)
+    t, h = t.reshape(len(x_t), -1), h.reshape(len(x_t), -1)  # (B, 1) or (B, L)
     p = posterior(logits, config)  # (B, L, n_tokens)
     p_stay = p.gather(-1, x_t[..., None]).squeeze(-1)  # (B, L), p(x_t)
-    p_jump = jump_probability(p_stay, t[:, None], h[:, None], config.exponent, update)
+    p_jump = jump_probability(p_stay, t, h, config.exponent, update)
     p_jump = torch.where(last[:, None], 1, p_jump)  # (B, L)
+    p_jump = torch.where(t < 1, p_jump, 0)
     p_return = torch.where(last[:, None], p_stay, 0)  # a token that jumps goes elsewhere
     p.scatter_(-1, x_t[..., None], p_return[..., None])
     jumps = torch.rand_like(p_jump) < p_jump  # (B, L)
@@ -240,12 +259,17 @@ def adjust_logits(logits, temperature=1.0, top_p=1.0):
     return logits
 
 
-def sampler_step(model, x_t, t, h, last, sampler):
-    """x_t (B, L) at t -> x_{t+h}: one call of the network, one jump. t, h, last are (B,)."""
+def sampler_step(model, x_t, t, h, last, sampler, given=None):
+    """x_t (B, L) at t -> x_{t+h}: one call of the network, one jump. t, h, last are (B,). Tokens
+    that are given (B, L) bool stay."""
+    token_t = t
+    if given is not None and model.config.given_share:
+        token_t = torch.where(given, 1.0, t[:, None])  # (B, L)
     model_h = nearest_trained(h) if sampler.step_conditioning == "nearest" else h
-    logits = text_logits(model(x_t, t, model_h), model.config)  # (B, L, V)
+    logits = text_logits(model(x_t, token_t, model_h), model.config)  # (B, L, V)
     logits = adjust_logits(logits, sampler.temperature, sampler.top_p)
-    return jump(x_t, logits, t, h, model.config, last, sampler.update)
+    x_next = jump(x_t, logits, t, h, model.config, last, sampler.update)
+    return x_next if given is None else torch.where(given, x_t, x_next)
 
 
 @torch.no_grad()
@@ -255,9 +279,9 @@ def generate(model, x_0, steps, sampler=Sampler(), given=None, callback=None):
     given (B, L) bool marks tokens of x_0 that are part of the text already, such as a prompt; they
     never change. callback(number, x_t) is called after every step.
 
-    Under the mask source a given token is read as what it is. Under the uniform source the network
-    does not know which tokens are given. It takes them for noise while t is small, so few steps
-    make little use of them.
+    A network that was trained with given tokens (config.given_share) reads them as text: their time
+    is 1. Another takes them for noise while t is small, under the uniform source, and makes little
+    use of them. Under the mask source a token that is not MASK is always read as text.
     """
     take_step = torch.compile(sampler_step, fullgraph=True) if sampler.compile else sampler_step
     times = time_grid(steps, sampler.power(model.config))
@@ -267,8 +291,7 @@ def generate(model, x_0, steps, sampler=Sampler(), given=None, callback=None):
         t = torch.full((len(x_t),), times[i], device=x_t.device)  # (B,)
         h = torch.full_like(t, times[i + 1] - times[i])
         last = torch.full_like(t, i == n - 1, dtype=torch.bool)
-        x_next = take_step(model, x_t, t, h, last, sampler)
-        x_t = x_next if given is None else torch.where(given, x_t, x_next)
+        x_t = take_step(model, x_t, t, h, last, sampler, given)
         if callback is not None:
             callback(i + 1, x_t)
     return x_t

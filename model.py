@@ -2,6 +2,9 @@
 
     logits = model(x_t, t, h)      tokens x_t (B, L), time t (B,), step size h (B,) -> (B, L, V)
 
+t may also be (B, L), a time for every token: tokens of a prompt are text already, so their time is
+1 (flow.reveal).
+
 softmax(logits) is the posterior: for every position, the probability of each of the V tokens of the
 vocabulary to stand there in the text x_1, given the noisy x_t. (Under the mask source there is one
 token more, MASK, whose logit is ignored.)
@@ -47,6 +50,7 @@ class ModelConfig:
     step_aware: bool = False  # FS-DFM: conditioned on h
     time_scale: float = 1000.0  # t and h are multiplied by it before they are embedded
     positions: str = "rotary"  # or "sinusoidal": rotary, and sines of the absolute position
+    given_share: float = 0.0  # share of training texts in which some tokens are given (flow.reveal)
 
     @property
     def n_tokens(self):
@@ -73,15 +77,16 @@ class ScalarEmbedding(nn.Module):
             nn.Linear(256, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim)
         )
 
-    def forward(self, value):  # (B,) -> (B, cond_dim)
+    def forward(self, value):  # (B, T) -> (B, T, cond_dim)
         powers = torch.arange(128, device=value.device) / 128
         frequencies = torch.exp(-math.log(10000) * powers)  # (128,)
-        angles = self.scale * value[:, None].float() * frequencies  # (B, 128)
+        angles = self.scale * value[..., None].float() * frequencies  # (B, T, 128)
         return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
 
 
 class Condition(nn.Module):
-    """t (and h) -> the vector that modulates every block: (B, c) for DFM, (B, 2c) for FS-DFM."""
+    """t (and h) -> the vectors that modulate every block: (B, T, c) for DFM, (B, T, 2c) for FS-DFM.
+    T is 1, or L if every token has a time of its own. c is config.cond_dim."""
 
     def __init__(self, config):
         super().__init__()
@@ -91,15 +96,16 @@ class Condition(nn.Module):
             self.fuser = nn.Linear(2 * config.cond_dim, 2 * config.cond_dim)
         self.step_aware = config.step_aware
 
-    def forward(self, t, h):
+    def forward(self, t, h):  # t (B,) or (B, L); h (B,) or (B, 1)
+        e_t = self.time_embedding(t.reshape(len(t), -1))  # (B, T, c)
         if not self.step_aware:
-            return F.silu(self.time_embedding(t))  # (B, c)
-        both = torch.cat([self.time_embedding(t), self.step_embedding(h)], dim=-1)  # (B, 2c)
-        return F.silu(self.fuser(both))
+            return F.silu(e_t)
+        e_h = self.step_embedding(h.reshape(len(h), -1)).expand_as(e_t)
+        return F.silu(self.fuser(torch.cat([e_t, e_h], dim=-1)))  # (B, T, 2c)
 
 
 class Modulation(nn.Module):
-    """adaLN: c -> `parts` vectors (B, 1, d): shifts, scales, gates. All are zero at the start."""
+    """adaLN: c -> `parts` vectors (B, T, d): shifts, scales, gates. All are zero at the start."""
 
     def __init__(self, config, parts):
         super().__init__()
@@ -111,8 +117,8 @@ class Modulation(nn.Module):
 
     def forward(self, c):
         if self.fuser is not None:
-            c = F.silu(self.fuser(c))  # (B, 2c) -> (B, c)
-        return self.linear(c).unsqueeze(1).chunk(self.parts, dim=-1)
+            c = F.silu(self.fuser(c))  # (B, T, 2c) -> (B, T, c)
+        return self.linear(c).chunk(self.parts, dim=-1)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -184,7 +190,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, c, cos, sin):  # x (B, L, d)
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(c)  # (B, 1, d) each
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(c)  # (B, T, d) each
         branch = self.attention(self.norm1(x) * (1 + scale_1) + shift_1, cos, sin)
         x = x + gate_1 * self.dropout(branch)
         branch = self.mlp(self.norm2(x) * (1 + scale_2) + shift_2)
@@ -206,9 +212,10 @@ class OutputLayer(nn.Module):
 class Transformer(nn.Module):
     """logits = model(x_t, t, h).
 
-    x_t (B, L) int64 tokens below config.n_tokens; t (B,) float in [0, 1]; h (B,) float in (0, 1],
-    ignored unless config.step_aware. Returns (B, L, n_tokens) logits for x_1, in bfloat16 under
-    autocast. The judge (config.causal) takes x alone; `start` is the position of its first token.
+    x_t (B, L) int64 tokens below config.n_tokens; t (B,) or (B, L) float in [0, 1]; h (B,) or
+    (B, 1) float in (0, 1], ignored unless config.step_aware. Returns (B, L, n_tokens) logits for
+    x_1, in bfloat16 under autocast. The judge (config.causal) takes x alone; `start` is the
+    position of its first token.
     """
 
     def __init__(self, config):

@@ -68,6 +68,7 @@ class Config:
     exponent: float = setting(1.0, "the schedule is kappa(t) = t^X", 1, 10)
     time_scale: float = setting(1000.0, "t and h are embedded times X", 0.001, 1e6)
     positions: str = setting("sinusoidal", "absolute ones, too, or rotary alone", choices=POSITIONS)
+    given_share: float = setting(0.25, "share of texts in which some tokens are given", 0, 1)
     # optimization
     batch_size: int = setting(16, "sequences in a forward pass, on each GPU", 1, 2**16)
     accumulation: int = setting(1, "forward passes in an iteration", 1, 2**16)
@@ -98,13 +99,13 @@ class Config:
 
 NETWORK = (
     "block_size", "n_layer", "n_head", "dim", "cond_dim", "source", "exponent", "time_scale",
-    "positions",
+    "positions", "given_share",
 )
 
 # Sizes: overrides of the defaults for every stage, then for one stage. Learning rates, warm-up and
 # the EMA decay belong to the length of a run, and so to its size. The paper's are of 128 sequences
 # an iteration, 96 for the student, on one GPU: with N GPUs divide --accumulation by N.
-REAL_TEXT = {"positions": "rotary", "loss_weight_max": 2.0}
+REAL_TEXT = {"positions": "rotary", "loss_weight_max": 2.0, "given_share": 0.0}
 PAPER_RUN = REAL_TEXT | {
     "block_size": 1024, "dropout": 0.1, "warmup": 10_000, "decay": 0.9, "ema_decay": 0.9995,
     "validate_every": 5000, "learning_rate": 3e-4, "iterations": 1_000_000,
@@ -119,6 +120,11 @@ PRESETS = {
     "cpu": {
         "judge": {"iterations": 300, "dropout": 0.1, "learning_rate": 5e-3},
         "fsdfm": {"iterations": 1500, "learning_rate": 1.2e-3},
+    },
+    "cpu-long": {
+        "iterations": 20_000, "validate_every": 1000,
+        "judge": {"iterations": 1000, "dropout": 0.1, "learning_rate": 5e-3},
+        "fsdfm": {"iterations": 6000, "learning_rate": 1.2e-3},
     },
     "cpu-text": REAL_TEXT | {
         "n_layer": 3, "n_head": 2, "iterations": 1500, "learning_rate": 5e-3,
@@ -150,7 +156,7 @@ RECIPES = {
         "optimizer": "adamw", "lr_schedule": "cosine", "weight_decay": 0.03, "time_scale": 1.0,
         "loss_weight_max": 1e9, "step_weights": "paper", "data_steps": 1024,
         "teacher_last_jump": "published", "fuser_init": "fresh", "ema_warmup": "off",
-        "positions": "rotary",
+        "positions": "rotary", "given_share": 0.0,
     },
 }
 
@@ -256,7 +262,7 @@ def build_model(stage, settings, dataset, dfm_path, device):
     values = {name: getattr(settings, name) for name in (*NETWORK, "dropout")}
     config = ModelConfig(vocab_size=dataset.tokenizer.vocab_size, **values)
     if stage == "judge":
-        config = replace(config, causal=True, source="uniform")
+        config = replace(config, causal=True, source="uniform", given_share=0.0)
     must_fit(config, device)
     return Transformer(config)
 

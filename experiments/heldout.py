@@ -9,9 +9,10 @@ Likelihood  A bound: integral_0^1 E[generalised KL] dt is at least -log p(x_1), 
             source, so compare it within one source. The judge's likelihood is exact.
 Infilling   Half of the tokens of held-out text are given, the others are generated. Accuracy is
             the share of them that equals the real text. The perplexity is the judge's. Real text
-            shows what is possible. Under the uniform source few steps make little use of given
-            tokens (flow.generate). Of stories the first sentence, the last one or every second
-            word is given, and right ones are counted: they keep what was given.
+            shows what is possible. Under the uniform source a network that was not trained with
+            given tokens makes little use of them (flow.reveal). Of stories the first sentence, the
+            last one or every second word is given, and right ones are counted: they keep what was
+            given.
 Longer      Perplexity of each quarter of texts that are longer than a training sequence.
 
 --data NAME measures on text of another kind: prepare it with data/prepare.py --tokens-of pydocs.

@@ -283,6 +283,25 @@ def test_times_steps_and_last_of_the_jumps(rule, monkeypatch):
 
 
 @pytest.mark.parametrize("rule", TARGETS)
+@pytest.mark.parametrize("end", [0.5, 1.0])
+def test_given_tokens_stay_in_the_teachers_states(rule, end):
+    """They are at t = 1 in every call, the others at t, t + h/2 or t + h."""
+    n, h = 400, torch.tensor([[0.25]])
+    x_t, given = torch.randint(4, (1, n)), torch.arange(n)[None] % 3 == 0
+    t = end - 0.25
+    teacher = Stub([0.4, 0.3, 0.2, 0.1])
+    TARGETS[rule](teacher, x_t, torch.where(given, 1.0, t), h, torch.tensor([end == 1]))
+    times = {"rk4": [t, t + 0.125, t + 0.125, end], "heun": [t, t + 0.125],
+             "simpson": [t, t + 0.125, end]}
+    moved = 0
+    for (x, token_t, half), time in zip(teacher.calls, times[rule], strict=True):
+        assert torch.equal(x[given], x_t[given]) and (token_t[given] == 1).all()
+        assert (token_t[~given] == time).all() and half.item() == 0.125
+        moved += (x != x_t).sum().item()
+    assert moved > 0
+
+
+@pytest.mark.parametrize("rule", TARGETS)
 def test_the_target_is_the_mean_of_the_calls(rule, monkeypatch):
     teacher, _, target, _, _, _ = run_teacher(rule, "uniform", monkeypatch)
     weights = torch.tensor(MEANS[rule]) / sum(MEANS[rule])
@@ -519,6 +538,26 @@ def test_settings_of_the_teacher(last_jump, monkeypatch):
         _, t, h = student.calls[0]
         assert torch.equal(recorded.last, (t + h == 1)[:40])
         assert recorded.last[:4].all()  # h = 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_the_students_loss_gives_tokens(share):
+    """Student and teacher see the same times; where a token is at t = 1 it is that of the text."""
+    student, teacher = Stub([0.4, 0.3, 0.2, 0.1]), Stub([0.1, 0.2, 0.3, 0.4])
+    student.config = replace(student.config, given_share=share)
+    x_1 = torch.randint(4, (44, 16))
+    assert distillation_loss(student, teacher, x_1, make_settings(data_steps=64)).isfinite()
+    x_t, t, h = student.calls[0]
+    k = len(teacher.calls[0][0])
+    assert 0 < k < 44
+    assert torch.equal(teacher.calls[0][0], x_t[:k]) and torch.equal(teacher.calls[0][1], t[:k])
+    if not share:
+        assert t.shape == h.shape == (44,)
+        return
+    assert h.shape == (44, 1) and torch.equal(teacher.calls[0][2], h[:k] / 2)
+    given = t == 1
+    assert given[:k].any() and given[k:].any()
+    assert torch.equal(x_t[given], x_1[given]) and not torch.equal(x_t, x_1)
 
 
 def test_no_gradient_reaches_the_teacher():

@@ -5,9 +5,12 @@ every rule, number of steps, time grid and source, with and without given tokens
 the likelihood. What toy.py says about these distributions is checked in test_toy.py.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from exact import UNIFORM_STEPS, ExactNetwork, world_config, write
 from flow import UPDATES, Sampler, generalized_kl, sample_source
@@ -96,6 +99,43 @@ def test_a_given_token_under_the_uniform_source(steps):
     assert chi_square(counts, n * now) < ONCE_IN_10_000[3]
     if steps == 1:
         np.testing.assert_allclose(now, TEXT.sum(0), atol=1e-9)
+
+
+class TokenTimes(ExactNetwork):
+    """The exact network of tokens with times of their own: where both tokens have the same time, an
+    ExactNetwork; where the first has t = 1, it is known, and decides about the second."""
+
+    def __init__(self):
+        super().__init__("uniform")
+        self.config = replace(self.config, given_share=0.5)
+
+    def __call__(self, x_t, t, h=None):
+        if t.dim() == 1:
+            return super().__call__(x_t, t)
+        assert t.shape == x_t.shape and (t[:, 0] == 1).all()
+        text = torch.from_numpy(TEXT).float()
+        of_second = text[x_t[:, 0]] / text[x_t[:, 0]].sum(1, keepdim=True)  # (B, V)
+        kappa = t[:, 1:].float()  # x_t[1] is text with probability kappa, else uniform noise
+        likelihood = kappa * F.one_hot(x_t[:, 1], V) + (1 - kappa) / V  # (B, V)
+        logits = torch.full((*x_t.shape, V), -30.0)
+        logits.scatter_(-1, x_t[..., None], 0.0)
+        logits[:, 1] = (of_second * likelihood).clamp(min=1e-30).log()
+        return logits
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8])
+def test_a_given_token_whose_time_is_1(steps):
+    """A network trained with given tokens gets a time for every token, 1 where one is given. The
+    other token then is drawn from the exact conditional, in any number of steps, under the uniform
+    source, too."""
+    n, value = 50_000, 2
+    x_0 = torch.stack([torch.full((n,), value), torch.randint(V, (n,))], dim=1)
+    sampler = Sampler(grid_power=1.0, update="averaged")  # exact for a single token
+    x_1 = write(TokenTimes(), x_0, steps, sampler, given=torch.tensor([[True, False]]))
+    assert (x_1[:, 0] == value).all()
+    counts = np.bincount(x_1[:, 1], minlength=V)
+    expected = n * TEXT[value] / TEXT[value].sum()
+    assert chi_square(counts, expected) < ONCE_IN_10_000[3]
 
 
 @pytest.mark.parametrize("steps", [1, 8])

@@ -20,6 +20,7 @@ from flow import (
     adjust_logits,
     categorical,
     cumulative_scalar,
+    dfm_loss,
     generalized_kl,
     generate,
     jump,
@@ -28,6 +29,7 @@ from flow import (
     nearest_trained,
     posterior,
     rate,
+    reveal,
     sample_path,
     sample_source,
     sample_times,
@@ -395,6 +397,22 @@ def test_a_step_that_ends_at_1(last, share):
     assert published == pytest.approx(1 - (1e-8 / 0.5) ** 0.1, abs=1e-5)
 
 
+@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("last", [False, True])
+def test_a_token_at_t_1_is_given_and_stays(update, last):
+    """With a time for every token. The others jump as they do with one time for all."""
+    n, config = 50_000, ModelConfig(vocab_size=4)
+    x_t, logits = torch.zeros(1, n, dtype=torch.int64), P.log().expand(1, n, 4)
+    t, h, ends = torch.tensor([0.2]), torch.tensor([0.3]), torch.tensor([last])
+    given = torch.arange(n)[None] % 2 == 0
+    token_t = torch.where(given, 1.0, t[:, None])
+    x_next = jump(x_t, logits, token_t, h[:, None], config, ends, update)
+    assert (x_next[given] == 0).all()
+    expected = 0.9 if last else jump_probability(P[0], t, h, update=update).item()
+    moved = (x_next[~given] != 0).float().mean().item()
+    assert abs(moved - expected) < 4 * math.sqrt(expected * (1 - expected) / (n / 2))
+
+
 def test_jump_treats_each_sequence_at_its_own_time():
     """Times, step sizes and `last` of four sequences. At p(x_t) = 0 a token moves with probability
     1 - S. The third step ends at 1; the fourth, at p(x_t) = 1/2, is a last one."""
@@ -511,6 +529,44 @@ def test_the_samplers_rule_reaches_the_jump(update, monkeypatch):
     expected = jump_probability(P[:1], t, h, update=update).item()
     moved = (seen[0] != 0).float().mean().item()
     assert abs(moved - expected) < 4 * math.sqrt(expected * (1 - expected) / n)
+
+
+def test_reveal():
+    """Which tokens are given, and what becomes of them. The numbers of given tokens are uniform
+    from 0 to L in `share` of the texts."""
+    n, L, share = 20_000, 9, 0.3
+    x_t, x_1 = torch.zeros(n, L, dtype=torch.int64), torch.ones(n, L, dtype=torch.int64)
+    t = torch.rand(n)
+    x, token_t = reveal(x_t, x_1, t, share)
+    given = x == 1
+    assert (token_t[given] == 1).all()
+    assert torch.equal(token_t[~given], t[:, None].expand(n, L)[~given])
+    counts = given.sum(1).bincount(minlength=L + 1) / n  # (L + 1,)
+    expected = torch.full((L + 1,), share / (L + 1))
+    expected[0] += 1 - share
+    bound = 4 * (expected * (1 - expected) / n).sqrt()
+    assert ((counts - expected).abs() < bound).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_the_loss_of_the_dfm_gives_tokens(share):
+    """The network is called with times of all tokens, and those at t = 1 are text."""
+    calls = []
+
+    def network(x_t, t):
+        calls.append((x_t, t))
+        return torch.zeros(*x_t.shape, 4)
+
+    network.config = ModelConfig(vocab_size=4, given_share=share)
+    x_1 = torch.randint(4, (64, 40))
+    assert dfm_loss(network, x_1).isfinite()
+    x_t, t = calls[0]
+    if not share:
+        assert t.shape == (64,)
+        return
+    given = t == 1
+    assert 0.1 < given.float().mean() < 0.4  # share / 2, and 64 texts
+    assert torch.equal(x_t[given], x_1[given]) and not torch.equal(x_t, x_1)
 
 
 @pytest.mark.parametrize("source", ["uniform", "mask"])

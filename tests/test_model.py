@@ -70,6 +70,18 @@ def test_h_matters_only_in_the_step_aware_network():
     assert (dfm(x, t) - dfm(x, t + 0.1)).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("step_aware", [False, True])
+def test_a_time_for_every_token(step_aware):
+    """One time for all tokens, written out, changes nothing. The time of a token matters to the
+    prediction of the others, too."""
+    model = random_network(replace(CONFIG, step_aware=step_aware))
+    x, t, h = torch.randint(20, (3, 16)), torch.rand(3), torch.rand(3)
+    token_t = t[:, None].repeat(1, 16)
+    torch.testing.assert_close(model(x, token_t, h), model(x, t, h), rtol=1e-5, atol=1e-5)
+    token_t[:, 4] = 1
+    assert ((model(x, token_t, h) - model(x, t, h))[:, 9].abs().amax(-1) > 1e-3).all()
+
+
 def features(values, scale):
     """What the MLP of a ScalarEmbedding reads, (N, 256), for a list of N numbers."""
     embedding = ScalarEmbedding(16, scale)
