@@ -175,8 +175,8 @@ def measure(row, seed, folder, arguments):
 
 
 def table(results):
-    """Markdown, a line for each row and seed: right stories, or perplexity ± standard error
-    (entropy in bits), at every number of steps."""
+    """Markdown, a line for each row and seed: right stories ± standard error (the lowest variety),
+    or perplexity ± standard error (entropy in bits), at every number of steps."""
     columns = [f"{n:,} step{'s' if n > 1 else ''}" for n in STEPS]
     lines = ["| variant | seed | training | " + " | ".join(columns) + " |"]
     lines.append("| --- | ---: | ---: |" + " ---: |" * len(STEPS))
@@ -185,7 +185,8 @@ def table(results):
         for n in STEPS:
             row = result.measures[n]
             if "right" in row:
-                cells.append(f"{row['right']:.3f} ± {row['right_error']:.3f}")
+                variety = f" ({min(row['variety'].values()):.2f})" if row["variety"] else ""
+                cells.append(f"{row['right']:.3f} ± {row['right_error']:.3f}{variety}")
                 continue
             perplexity = f"{row['perplexity']:,.0f} ± {row['perplexity_error']:.0f}"
             cells.append(f"{perplexity} ({row['entropy']:.2f})")
@@ -195,20 +196,24 @@ def table(results):
 
 def draw_right(results):
     """The figure: a bar for each row, sorted, of the share of right stories at FEW steps, a mean
-    over the seeds with its standard error over the samples, and a point for each seed."""
+    over the seeds with its standard error over the samples, a point for each seed, and the lowest
+    variety of a slot and a seed."""
     plt.rcParams.update(LOOK)
     figure, axis = plt.subplots(figsize=(11, 8), layout="constrained")
-    shares, errors = {}, {}
+    shares, errors, varieties = {}, {}, {}
     for result in results:
         row = result.measures[FEW]
         shares.setdefault(result.name, []).append(row["right"])
         errors.setdefault(result.name, []).append(row["right_error"])
+        varieties.setdefault(result.name, []).extend(row["variety"].values())
     means = {name: sum(values) / len(values) for name, values in shares.items()}
     for place, name in enumerate(sorted(means, key=means.get)):
         error = sum(e**2 for e in errors[name]) ** 0.5 / len(errors[name])
         colour = STYLES["dfm" if name.startswith("DFM") else "fsdfm"]["color"]
         axis.barh(place, means[name], xerr=error, color=colour, alpha=0.6, capsize=4)
         axis.plot(shares[name], [place] * len(shares[name]), "o", color=GREY, markersize=5)
+        if varieties[name]:
+            axis.text(0.01, place, f"variety {min(varieties[name]):.2f}", va="center", fontsize=11)
     axis.set_yticks(range(len(means)), sorted(means, key=means.get))
     axis.set_xlim(0, 1)
     axis.set_xlabel(f"share of stories without a mistake, {FEW} steps; points: seeds")

@@ -165,7 +165,7 @@ def test_the_students_network_is_the_dfms(trained, tmp_path):
     settings of the checkpoint. A run with the same flags can be resumed."""
     shape = ["--block-size", 16, "--n-layer", 1, "--source", "mask", "--exponent", 2]
     flags = [*TINY, "--iterations", 10, "--out", tmp_path]
-    run(trained, "train.py", "dfm", *flags, *shape)
+    run(trained, "train.py", "dfm", *flags, *shape, "--given-share", 0.5)
     run(trained, "train.py", "fsdfm", *flags)
     dfm, fsdfm = (load(tmp_path / f"{stage}.pt") for stage in ("dfm", "fsdfm"))
     assert fsdfm["config"] == dfm["config"] | {"step_aware": True}

@@ -22,6 +22,7 @@ from data.stories import (
 )
 from data.tokenizer import PAD, UNKNOWN, Tokenizer, describe_words, join_words, split_words
 from eval import measure_stories
+from experiments.ablate import Result, draw_right, table
 from experiments.agreement import ExactPosterior, share_wrong
 from experiments.heldout import given_tokens
 from sample import PLAIN, RED, marked
@@ -396,6 +397,26 @@ def test_what_is_given_of_a_story(told):
         assert tokenizer.decode(row[first].tolist()) == sentences[0]
         assert tokenizer.decode(row[last].tolist()) == sentences[-1].strip()
     assert given["every second word"].float().mean() == 0.5
+
+
+def test_an_ablation_shows_right_stories_with_their_variety():
+    """Bars are sorted, and have the mean over the seeds and the lowest variety beside it."""
+
+    def result(name, seed, right, lowest):
+        none = {"right": 0.0, "right_error": 0.0, "variety": {}}
+        some = {"right": right, "right_error": 0.03, "variety": {"name": 1.0, "plot": lowest}}
+        return Result(name, seed, 60.0, dict.fromkeys((1, 2), none) | dict.fromkeys(
+            (4, 8, 16, 64), some), {"right": 1.0})
+
+    results = [result("DFM", 1, 0.7, 0.98), result("narrow", 1, 0.9, 0.72)]
+    results += [result("narrow", 2, 0.8, 0.83), result("broad", 1, 0.8, 0.99)]
+    axis = draw_right(results).axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["DFM", "broad", "narrow"]
+    assert [bar.get_width() for bar in axis.patches] == pytest.approx([0.7, 0.8, 0.85])
+    assert [text.get_text()[-4:] for text in axis.texts] == ["0.98", "0.99", "0.72"]
+    lines = table(results).splitlines()
+    assert lines[3].startswith("| narrow | 1 | 60 s | 0.000 ± 0.000 | 0.000 ± 0.000 | 0.900 ± 0.03")
+    assert lines[3].count("0.900 ± 0.030 (0.72)") == 4
 
 
 def test_check_on_the_command_line(told):
