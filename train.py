@@ -68,7 +68,7 @@ class Config:
     exponent: float = setting(1.0, "the schedule is kappa(t) = t^X", 1, 10)
     time_scale: float = setting(1000.0, "t and h are embedded times X", 0.001, 1e6)
     positions: str = setting("sinusoidal", "absolute ones, too, or rotary alone", choices=POSITIONS)
-    given_share: float = setting(0.25, "share of texts in which some tokens are given", 0, 1)
+    given_share: float = setting(0.0, "share of texts in which some tokens are given", 0, 1)
     # optimization
     batch_size: int = setting(16, "sequences in a forward pass, on each GPU", 1, 2**16)
     accumulation: int = setting(1, "forward passes in an iteration", 1, 2**16)
@@ -105,7 +105,7 @@ NETWORK = (
 # Sizes: overrides of the defaults for every stage, then for one stage. Learning rates, warm-up and
 # the EMA decay belong to the length of a run, and so to its size. The paper's are of 128 sequences
 # an iteration, 96 for the student, on one GPU: with N GPUs divide --accumulation by N.
-REAL_TEXT = {"positions": "rotary", "loss_weight_max": 2.0, "given_share": 0.0}
+REAL_TEXT = {"positions": "rotary", "loss_weight_max": 2.0}
 PAPER_RUN = REAL_TEXT | {
     "block_size": 1024, "dropout": 0.1, "warmup": 10_000, "decay": 0.9, "ema_decay": 0.9995,
     "validate_every": 5000, "learning_rate": 3e-4, "iterations": 1_000_000,
@@ -122,7 +122,7 @@ PRESETS = {
         "fsdfm": {"iterations": 1500, "learning_rate": 1.2e-3},
     },
     "cpu-long": {
-        "iterations": 20_000, "validate_every": 1000,
+        "iterations": 20_000, "validate_every": 1000, "given_share": 0.25,
         "judge": {"iterations": 1000, "dropout": 0.1, "learning_rate": 5e-3},
         "fsdfm": {"iterations": 6000, "learning_rate": 1.2e-3},
     },
