@@ -98,12 +98,15 @@ def generalized_kl(logits, x_1, x_t, t, config, loss_weight_max=math.inf):
 
     Integrated over t it bounds -log p(x_1) from above. Under the mask source an unmasked token
     is known to be right, p(x_t) = 1 ("carry over"): its loss is 0, and the rest is the weighted
-    cross entropy of the masked tokens. logits (B, L, n_tokens); x_1, x_t (B, L); t (B,).
+    cross entropy of the masked tokens. logits (B, L, n_tokens); x_1, x_t (B, L); t (B,), or (B, L)
+    with t = 1 for tokens that are given: they have no loss.
 
     With the loss weight kappa' / (1 - kappa) clipped at loss_weight_max the loss is no bound any
     more. The best p is the true posterior under any positive weights.
     """
-    weight = rate(t, config.exponent).clamp(max=loss_weight_max)[:, None]  # (B, 1)
+    t = t[:, None] if t.dim() == 1 else t  # (B, 1) or (B, L); B may be 0
+    weight = rate(t, config.exponent).clamp(max=loss_weight_max)
+    weight = torch.where(t < 1, weight, 0)
     log_p = text_logits(logits, config).log_softmax(-1)  # (B, L, V)
     log_p_1 = log_p.gather(-1, x_1[..., None]).squeeze(-1)  # (B, L), log p(x_1)
     if config.source == "mask":
@@ -127,7 +130,7 @@ def dfm_loss(model, x_1, loss_weight_max=math.inf):
     if model.config.given_share:
         x_t, token_t = reveal(x_t, x_1, t, model.config.given_share)
     logits = model(x_t, token_t)  # (B, L, n_tokens): a DFM is not conditioned on h
-    return generalized_kl(logits, x_1, x_t, t, model.config, loss_weight_max).mean()
+    return generalized_kl(logits, x_1, x_t, token_t, model.config, loss_weight_max).mean()
 
 
 # ------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import distill
 from distill import (
@@ -24,7 +25,7 @@ from distill import (
 from flow import FINEST, time_grid
 from model import ModelConfig, Transformer, copy_dfm_weights
 from test_flow import chi_square, chi_square_bound, plain_generalized_kl
-from train import make_config
+from train import loss_of, make_config
 
 STAGES = {"rk4": 4, "heun": 2, "simpson": 3}  # calls of the teacher
 
@@ -558,6 +559,24 @@ def test_the_students_loss_gives_tokens(share):
     given = t == 1
     assert given[:k].any() and given[k:].any()
     assert torch.equal(x_t[given], x_1[given]) and not torch.equal(x_t, x_1)
+
+
+@pytest.mark.parametrize("stage", ["dfm", "fsdfm"])
+def test_the_data_loss_has_nothing_to_say_of_given_tokens(stage):
+    """Whatever is predicted for them, the loss is the same. Without given tokens it is not."""
+    x_1, settings = torch.randint(4, (16, 30)), make_settings(data_steps=1)
+    for token_time, changes in ((1.0, False), (None, True)):
+        losses = []
+        for wrong in (0.0, 9.0):
+
+            def network(x_t, t, h=None):
+                chosen = (t == token_time) if token_time else torch.ones(x_t.shape)
+                return F.pad(wrong * chosen[..., None].float(), (0, 3))  # the logit of token 0
+
+            network.config = ModelConfig(vocab_size=4, given_share=0.5)
+            torch.manual_seed(1)
+            losses.append(loss_of(stage, network, network, x_1, settings))
+        assert (losses[0] != losses[1]) == changes
 
 
 def test_no_gradient_reaches_the_teacher():

@@ -548,6 +548,19 @@ def test_reveal():
     assert ((counts - expected).abs() < bound).all()
 
 
+@pytest.mark.parametrize("source", ["uniform", "mask"])
+@pytest.mark.parametrize("loss_weight_max", [2.0, math.inf])
+def test_given_tokens_have_no_loss(source, loss_weight_max):
+    """With times of all tokens, the loss of the others is what it is with one time for all."""
+    config = ModelConfig(vocab_size=4, source=source, given_share=0.5)
+    x_1, t, given = torch.randint(4, (8, 30)), torch.rand(8), torch.rand(8, 30) < 0.3
+    x_t, token_t = sample_path(x_1, t, config), torch.where(given, 1.0, t[:, None])
+    logits = torch.randn(8, 30, config.n_tokens)
+    loss = generalized_kl(logits, x_1, x_t, token_t, config, loss_weight_max)
+    same = generalized_kl(logits, x_1, x_t, t, config, loss_weight_max)
+    assert torch.equal(loss, torch.where(given, 0, same)) and (same[given] != 0).any()
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_the_loss_of_the_dfm_gives_tokens(share):
     """The network is called with times of all tokens, and those at t = 1 are text."""
