@@ -173,8 +173,9 @@ def distillation_loss(student, teacher, x_1, settings):
     logits, fine_logits = student(x_t, token_t, h).split([k, len(x_1) - k])  # (k, L, n_tokens), ...
 
     # 3. data loss of the fine steps
-    fine_t, fine_x_t = token_t[k:], x_t[k:]
-    loss = generalized_kl(fine_logits, x_1[k:], fine_x_t, fine_t, config, settings.loss_weight_max)
+    loss = generalized_kl(
+        fine_logits, x_1[k:], x_t[k:], token_t[k:], config, settings.loss_weight_max
+    )
     if k == 0:
         return loss.mean()
 

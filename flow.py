@@ -265,14 +265,12 @@ def adjust_logits(logits, temperature=1.0, top_p=1.0):
 def sampler_step(model, x_t, t, h, last, sampler, given=None):
     """x_t (B, L) at t -> x_{t+h}: one call of the network, one jump. t, h, last are (B,). Tokens
     that are given (B, L) bool stay."""
-    token_t = t
-    if given is not None and model.config.given_share:
-        token_t = torch.where(given, 1.0, t[:, None])  # (B, L)
+    token_t = t if given is None else torch.where(given, 1.0, t[:, None])  # (B,) or (B, L)
+    model_t = token_t if model.config.given_share else t
     model_h = nearest_trained(h) if sampler.step_conditioning == "nearest" else h
-    logits = text_logits(model(x_t, token_t, model_h), model.config)  # (B, L, V)
+    logits = text_logits(model(x_t, model_t, model_h), model.config)  # (B, L, V)
     logits = adjust_logits(logits, sampler.temperature, sampler.top_p)
-    x_next = jump(x_t, logits, t, h, model.config, last, sampler.update)
-    return x_next if given is None else torch.where(given, x_t, x_next)
+    return jump(x_t, logits, token_t, h, model.config, last, sampler.update)
 
 
 @torch.no_grad()

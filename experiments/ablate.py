@@ -30,7 +30,7 @@ import matplotlib.pyplot as plt
 from common.command import Parser, UserError, number, run_command, seed_number
 from common.files import write_safely, write_text
 from eval import FEW
-from plot import ENTROPY, GREY, LOOK, PERPLEXITY, STYLES, plain_log_scale
+from plot import ENTROPY, GREY, LOOK, PERPLEXITY, STYLES, lowest_variety, plain_log_scale
 from train import PRESETS
 
 STEPS = (1, 2, 4, 8, 16, 64)
@@ -185,7 +185,7 @@ def table(results):
         for n in STEPS:
             row = result.measures[n]
             if "right" in row:
-                variety = f" ({min(row['variety'].values()):.2f})" if row["variety"] else ""
+                variety = f" ({lowest_variety(row):.2f})" if row["variety"] else ""
                 cells.append(f"{row['right']:.3f} ± {row['right_error']:.3f}{variety}")
                 continue
             perplexity = f"{row['perplexity']:,.0f} ± {row['perplexity_error']:.0f}"
@@ -205,14 +205,14 @@ def draw_right(results):
         row = result.measures[FEW]
         shares.setdefault(result.name, []).append(row["right"])
         errors.setdefault(result.name, []).append(row["right_error"])
-        varieties.setdefault(result.name, []).extend(row["variety"].values())
+        varieties.setdefault(result.name, []).append(lowest_variety(row))
     means = {name: sum(values) / len(values) for name, values in shares.items()}
     for place, name in enumerate(sorted(means, key=means.get)):
         error = sum(e**2 for e in errors[name]) ** 0.5 / len(errors[name])
         colour = STYLES["dfm" if name.startswith("DFM") else "fsdfm"]["color"]
         axis.barh(place, means[name], xerr=error, color=colour, alpha=0.6, capsize=4)
         axis.plot(shares[name], [place] * len(shares[name]), "o", color=GREY, markersize=5)
-        if varieties[name]:
+        if min(shares[name]) > 0:
             axis.text(0.01, place, f"variety {min(varieties[name]):.2f}", va="center", fontsize=11)
     axis.set_yticks(range(len(means)), sorted(means, key=means.get))
     axis.set_xlim(0, 1)

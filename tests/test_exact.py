@@ -102,16 +102,14 @@ def test_a_given_token_under_the_uniform_source(steps):
 
 
 class TokenTimes(ExactNetwork):
-    """The exact network of tokens with times of their own: where both tokens have the same time, an
-    ExactNetwork; where the first has t = 1, it is known, and decides about the second."""
+    """The exact network where the first token has t = 1: it is known, and decides about the
+    second."""
 
     def __init__(self):
         super().__init__("uniform")
         self.config = replace(self.config, given_share=0.5)
 
     def __call__(self, x_t, t, h=None):
-        if t.dim() == 1:
-            return super().__call__(x_t, t)
         assert t.shape == x_t.shape and (t[:, 0] == 1).all()
         text = torch.from_numpy(TEXT).float()
         of_second = text[x_t[:, 0]] / text[x_t[:, 0]].sum(1, keepdim=True)  # (B, V)
