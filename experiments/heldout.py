@@ -13,7 +13,10 @@ Infilling   Half of the tokens of held-out text are given, the others are genera
             given tokens makes little use of them (flow.reveal). Of stories the first sentence, the
             last one or every second word is given, and right ones are counted: they keep what was
             given.
-Longer      Perplexity of each quarter of texts that are longer than a training sequence.
+Longer      Perplexity of each quarter of texts that are longer than a training sequence. Of
+            stories the right ones, of rows that are longer than those of the training, from noise
+            and with every second word given; and the same with two sentences more than any story
+            has that the network was trained on.
 
 --data NAME measures on text of another kind: prepare it with data/prepare.py --tokens-of pydocs.
 
@@ -22,6 +25,7 @@ Source: FS-DFM (arXiv 2509.20624), whose tables have likelihood and infilling. B
 
 import json
 import math
+import random
 import sys
 from pathlib import Path
 
@@ -34,7 +38,8 @@ import torch.nn.functional as F
 from common.command import Parser, UserError, run_command
 from common.device import autocast, pick_device, texts_at_a_time
 from common.files import lock, write_text
-from data.stories import can_check
+from data.stories import LONGER_PLOTS, PLOTS, can_check, check, make_story
+from data.tokenizer import PAD
 from eval import FEW, add_network_flags, load_all, long_token_nll, make_sampler, timed_samples
 from eval import SAMPLES, measure_stories, with_errors
 from flow import FINEST, MAX_TRAINING_TIME, Sampler, generalized_kl, generate, sample_path
@@ -138,6 +143,22 @@ def perplexity_by_quarter(x, judge):
     return [with_errors({"perplexity": nll.mean(-1).exp()}) for nll in quarters]
 
 
+def padded_stories(count, length, plots, tokenizer, seed):
+    """Stories of the plots, each with padding tokens to its end: (count, length) int64. UserError
+    if one of them is longer."""
+    rng = random.Random(seed)
+    rows = torch.full((count, length), tokenizer.ids[PAD])
+    for row in rows:
+        ids = tokenizer.encode(make_story(rng, plots))
+        if len(ids) > length:
+            raise UserError(
+                f"a story of {len(ids)} tokens does not fit in {length}: leave out --length, and "
+                "use networks that were trained with --block-size 128"
+            )
+        row[: len(ids)] = torch.from_numpy(ids.astype("int64"))
+    return rows
+
+
 # ------------------------------------------------------------------------------------------------
 # reports: lines on the screen, and rows for a JSON file
 
@@ -219,6 +240,8 @@ def longer_samples(network, length, steps, at_a_time, arguments):
 
 def report_longer(networks, judge, blocks, dataset, arguments):
     """Rows of perplexity by quarter, for texts 1, 2 and 4 times as long as blocks (N, L)."""
+    if dataset.row:
+        return report_longer_stories(networks, blocks, dataset.tokenizer, arguments)
     rows = []
     for times in (1, 2, 4):
         length, at_a_time = times * blocks.shape[1], max(1, arguments.batch_size // times)
@@ -233,6 +256,38 @@ def report_longer(networks, judge, blocks, dataset, arguments):
             rows.append(row | {"quarters": quarters})
             values = "   ".join(value_text(quarter, "perplexity", 1) for quarter in quarters)
             print(f"{length:>6} tokens, {name:6}{n or '':>5}  perplexity by quarter: {values}")
+    return rows
+
+
+def report_longer_stories(networks, blocks, tokenizer, arguments):
+    """Rows of right stories, in rows as long as blocks (N, L) and a quarter longer."""
+    n, L = arguments.num_samples, blocks.shape[1]
+    second = "every second word"
+    cases = [  # the stories, their plots, what is given, tokens
+        ("of the training's plots", PLOTS, "nothing", L),
+        ("of the training's plots", PLOTS, "nothing", L * 5 // 4),
+        ("of the training's plots", PLOTS, second, L),
+        ("of the training's plots", PLOTS, second, L * 5 // 4),
+        ("two sentences more", LONGER_PLOTS, second, L * 5 // 4),
+    ]
+    rows = []
+    for stories, plots, pattern, length in cases:
+        x_1 = padded_stories(n, length, plots, tokenizer, arguments.seed).to(blocks.device)
+        given = torch.zeros_like(x_1, dtype=torch.bool)
+        if pattern == second:
+            given[:, ::2] = True
+        for name, network in networks.items():
+            for steps in arguments.steps:
+                torch.manual_seed(arguments.seed)
+                filled = infill(
+                    network, x_1, given, steps, make_sampler(arguments), arguments.batch_size
+                )
+                right = [not check(tokenizer.decode(row), plots) for row in filled.tolist()]
+                row = {"stories": stories, "given": pattern, "length": length, "model": name}
+                row |= {"steps": steps} | with_errors({"right": torch.tensor(right).float()})
+                rows.append(row)
+                line = f"{length:>5} tokens, {stories}, {pattern} given: {name:6}{steps:>5}"
+                print(f"{line}  right {value_text(row, 'right')}", flush=True)
     return rows
 
 
@@ -265,7 +320,7 @@ def main():
     judge, networks, hashes, dataset, _ = load_all(arguments, device)
     config = next(iter(networks.values())).config
     length = arguments.length or config.block_size
-    dataset.must_fill(4 * length if arguments.part == "longer" else length)
+    dataset.must_fill(4 * length if arguments.part == "longer" and not dataset.row else length)
     blocks = dataset.validation_blocks(length).to(device)  # (N, L)
     held = lock(arguments.out / "eval.lock")
     arguments.steps = arguments.steps or [FEW, 64]

@@ -7,6 +7,7 @@ import random
 import sys
 from collections import Counter
 from itertools import combinations, product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,16 +15,18 @@ import torch
 
 import data.dataset
 from command import copy_project, error_line, run
+from common.command import UserError
 from data import stories
 from data.stories import (
-    BOYS, CLASSES, KINDS, PLOTS, ROLES, SCENES, VALUES, align, check, draw_cast, entropy,
-    expected_entropies, fill, log_casts, log_probability, make_story, parse, scenes_of, skeleton,
-    slot_entropies, variety, vocabulary,
+    BOYS, CLASSES, KINDS, LONGER_PLOTS, PLOTS, ROLES, SCENES, VALUES, align, check, draw_cast,
+    entropy, expected_entropies, fill, log_casts, log_probability, make_story, parse, scenes_of,
+    skeleton, slot_entropies, variety, vocabulary,
 )
 from data.tokenizer import PAD, UNKNOWN, Tokenizer, describe_words, join_words, split_words
 from eval import measure_stories
 from experiments.ablate import Result, draw_right, table
 from experiments.agreement import ExactPosterior, share_wrong
+from experiments import heldout
 from experiments.heldout import given_tokens
 from sample import PLAIN, RED, marked
 
@@ -69,6 +72,17 @@ def test_the_length_of_a_story():
         assert sum(map(min, lengths)) >= 90 and sum(map(max, lengths)) <= 125
 
 
+def test_longer_stories_have_two_sentences_more():
+    """They are right as what they are, and as a story of the training have two events too many."""
+    rng = random.Random(4)
+    for plot in LONGER_PLOTS * 20:
+        text = make_story(rng, [plot])
+        assert text.count(".") == 12 and len(split_words(text)) > 128
+        assert check(text, LONGER_PLOTS) == []
+        assert [mistake.kind for mistake in check(text)] == ["event", "event"], text
+    assert make_story(rng).count(".") == 10
+
+
 def test_a_story_has_one_derivation():
     """No two templates of one scene are alike, and of all plots one alone fits a story."""
     for plot in PLOTS:
@@ -79,7 +93,7 @@ def test_a_story_has_one_derivation():
         sentences = stories.split_sentences(words)
         skeletons = [skeleton(sentence) for _, sentence in sentences]
         fits = 0
-        for plot, pairs in stories.closest_plots(skeletons):
+        for plot, pairs in stories.closest_plots(skeletons, PLOTS):
             _, mistakes = stories.read_slots(sentences, skeletons, plot, pairs)
             fits += not mistakes and len(pairs) == len(sentences) == len(scenes_of(plot))
         assert fits == 1, text
@@ -397,6 +411,45 @@ def test_what_is_given_of_a_story(told):
         assert tokenizer.decode(row[first].tolist()) == sentences[0]
         assert tokenizer.decode(row[last].tolist()) == sentences[-1].strip()
     assert given["every second word"].float().mean() == 0.5
+
+
+def test_longer_rows_on_the_command_line(told):
+    """Every case has its row, of stories that these networks cannot write yet."""
+    command = ["experiments/heldout.py", "longer", *STORIES, "--steps", 2, "--num-samples", 3]
+    run(told, *command)
+    rows = json.loads((told / "out/longer-stories.json").read_text())["rows"]
+    cases = [(row["stories"], row["given"], row["length"]) for row in rows[::2]]
+    usual = "of the training's plots"
+    assert cases == [
+        (usual, "nothing", 128), (usual, "nothing", 160), (usual, "every second word", 128),
+        (usual, "every second word", 160), ("two sentences more", "every second word", 160),
+    ]
+    assert [row["model"] for row in rows] == ["dfm", "fsdfm"] * 5
+    assert all(row["right"] == 0 for row in rows)
+
+
+def test_longer_rows_keep_what_is_given(told, monkeypatch):
+    """Networks that fill in the words that were there have all stories right."""
+    tokenizer = rows_of(told, "val")[1]
+    asked = []
+
+    def perfect(network, x_1, given, steps, sampler, batch_size):
+        asked.append(given.float().mean().item())
+        return x_1
+
+    monkeypatch.setattr(heldout, "infill", perfect)
+    arguments = SimpleNamespace(
+        num_samples=5, seed=1, steps=[8], batch_size=2, update=None, grid_power=None,
+        step_conditioning="exact",
+    )
+    blocks = torch.zeros(1, 128)
+    rows = heldout.report_longer_stories({"dfm": None}, blocks, tokenizer, arguments)
+    assert [row["right"] for row in rows] == [1] * 5 and asked == [0, 0, 0.5, 0.5, 0.5]
+    stories_160 = heldout.padded_stories(3, 160, LONGER_PLOTS, tokenizer, 1)
+    assert (stories_160[:, -20:] == tokenizer.ids[PAD]).all()
+    assert (stories_160[:, 128] != tokenizer.ids[PAD]).all()  # beyond the length of the training
+    with pytest.raises(UserError, match="does not fit in 64"):
+        heldout.padded_stories(1, 64, PLOTS, tokenizer, 1)
 
 
 def test_an_ablation_shows_right_stories_with_their_variety():
