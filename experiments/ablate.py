@@ -77,7 +77,8 @@ ROWS = [
     Row("paper's step weights", "--step-weights paper"),
     Row("trained on the sampled grid", "--training-grid sampler"),
     Row("published last jump", "--teacher-last-jump published"),
-    Row("DFM, paper's recipe", "--recipe paper", "--grid-power 1", stage="dfm"),
+    # AdamW at the best of three learning rates on pydocs (docs/paper.md)
+    Row("DFM, paper's recipe", "--recipe paper --learning-rate 1e-3", "--grid-power 1", stage="dfm"),
     Row("paper's recipe", "--recipe paper", "--grid-power 1", dfm="DFM, paper's recipe"),
     Row("paper's recipe, from our DFM", "--recipe paper", "--grid-power 1"),
     Row("paper's recipe, from our DFM, our grid", copy_of="paper's recipe, from our DFM"),
