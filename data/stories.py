@@ -161,9 +161,14 @@ SECOND_DAYS = {  # event: (i, j)
 }
 PLOTS = list(product(FIRST_DAYS, SECOND_DAYS))
 
-# Two sentences more than in any story of the training set, to see what networks make of them: two
-# events a day, of which the last one says who has what.
-LONGER_PLOTS = list(product(["find"], ["gift", "race"], ["keep"], ["trade", "present", "share"]))
+# Sentences more than in any story of the training set, to see what networks make of them. The last
+# event of a day says who has what.
+LONGER_PLOTS = {
+    "one sentence more": list(product(["find"], ["gift", "race"], SECOND_DAYS)),
+    "two sentences more": list(
+        product(["find"], ["gift", "race"], ["keep"], ["trade", "present", "share"])
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -197,7 +202,8 @@ def expand(text):
 @cache
 def scenes_of(plot):
     """[(name, templates)] of a plot: the scenes of a story in their order."""
-    first, second = plot[: len(plot) // 2], plot[len(plot) // 2 :]  # the events of each day
+    first = [event for event in plot if event in FIRST_DAYS]
+    second = [event for event in plot if event in SECOND_DAYS]
     roles = dict(zip("ho", FIRST_DAYS[first[-1]]))
     roles |= {name: roles.get(role, role) for name, role in zip("ij", SECOND_DAYS[second[-1]])}
     names = ["begin", "go", "meet", *first, "night", "come", "walk", *second, "home", "last"]

@@ -14,9 +14,8 @@ Infilling   Half of the tokens of held-out text are given, the others are genera
             last one or every second word is given, and right ones are counted: they keep what was
             given.
 Longer      Perplexity of each quarter of texts that are longer than a training sequence. Of
-            stories the right ones, of rows that are longer than those of the training, from noise
-            and with every second word given; and the same with two sentences more than any story
-            has that the network was trained on.
+            stories the right ones: in rows that are longer than those of the training, and with
+            one or two sentences more than any story has that the network was trained on.
 
 --data NAME measures on text of another kind: prepare it with data/prepare.py --tokens-of pydocs.
 
@@ -267,8 +266,8 @@ def report_longer_stories(networks, blocks, tokenizer, arguments):
         ("of the training's plots", PLOTS, "nothing", L),
         ("of the training's plots", PLOTS, "nothing", L * 5 // 4),
         ("of the training's plots", PLOTS, second, L),
-        ("of the training's plots", PLOTS, second, L * 5 // 4),
-        ("two sentences more", LONGER_PLOTS, second, L * 5 // 4),
+        ("one sentence more", LONGER_PLOTS["one sentence more"], second, L),
+        ("two sentences more", LONGER_PLOTS["two sentences more"], second, L * 5 // 4),
     ]
     rows = []
     for stories, plots, pattern, length in cases:
