@@ -78,7 +78,7 @@ ROWS = [
     Row("trained on the sampled grid", "--training-grid sampler"),
     Row("published last jump", "--teacher-last-jump published"),
     # AdamW at the best of three learning rates on pydocs (docs/paper.md)
-    Row("DFM, paper's recipe", "--recipe paper --learning-rate 1e-3", "--grid-power 1", stage="dfm"),
+    Row("DFM, paper's recipe", "--recipe paper --learning-rate 1e-3", "--grid-power 1", "dfm"),
     Row("paper's recipe", "--recipe paper", "--grid-power 1", dfm="DFM, paper's recipe"),
     Row("paper's recipe, from our DFM", "--recipe paper", "--grid-power 1"),
     Row("paper's recipe, from our DFM, our grid", copy_of="paper's recipe, from our DFM"),

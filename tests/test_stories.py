@@ -24,9 +24,9 @@ from data.stories import (
 )
 from data.tokenizer import PAD, UNKNOWN, Tokenizer, describe_words, join_words, split_words
 from eval import measure_stories
+from experiments import heldout
 from experiments.ablate import Result, draw_right, table
 from experiments.agreement import ExactPosterior, share_wrong
-from experiments import heldout
 from experiments.heldout import given_tokens
 from sample import PLAIN, RED, marked
 
