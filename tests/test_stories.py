@@ -72,6 +72,25 @@ def test_the_length_of_a_story():
         assert sum(map(min, lengths)) >= 90 and sum(map(max, lengths)) <= 125
 
 
+LONGER_STORY = (
+    "Finn made a yellow sled. He carried the yellow sled to the castle one evening. Cora was "
+    "already at the castle. The yellow sled fell down, but Cora gave it to Finn. Cora ran faster "
+    "than Finn, so she won the yellow sled. That night Cora put the yellow sled under her bed. The "
+    "next day Dora came with a purple crown. Cora and Dora walked to the meadow, and Finn came "
+    "too. Finn watched Cora play with the sled and Dora with the crown. At the meadow Cora traded "
+    "the yellow sled for the purple crown. In the end Dora had the sled, and Cora had the crown. "
+    "Cora still talks of the castle and the yellow sled."
+)
+
+
+def test_a_longer_story():
+    """The last event of a day says who has what: after the race it is Cora's, not Finn's."""
+    plots = LONGER_PLOTS["two sentences more"]
+    assert check(LONGER_STORY, plots) == []
+    wrong = LONGER_STORY.replace("That night Cora put", "That night Finn put")
+    assert [mistake.kind for mistake in check(wrong, plots)] == ["possession"]
+
+
 def test_longer_stories_have_more_sentences():
     """They are right as what they are, and as a story of the training have events too many. Those
     of one more fit in a row of the training."""
