@@ -274,7 +274,7 @@ def report_longer_stories(networks, blocks, tokenizer, arguments):
         x_1 = padded_stories(n, length, plots, tokenizer, arguments.seed).to(blocks.device)
         given = torch.zeros_like(x_1, dtype=torch.bool)
         if pattern == second:
-            given[:, ::2] = True
+            given = given_tokens(x_1, tokenizer)[second]
         for name, network in networks.items():
             for steps in arguments.steps:
                 torch.manual_seed(arguments.seed)
