@@ -52,7 +52,7 @@ from common.files import lock, write_safely, write_text
 from data.dataset import FORMAT, Dataset
 from data.download import SHARDS, TEXTS, download
 from data.stories import make_story, vocabulary
-from data.tokenizer import END, PAD, Tokenizer, describe_words, learn_bpe, learn_char, learn_word
+from data.tokenizer import END, Tokenizer, describe_words, learn_bpe, learn_char, learn_word
 
 FOLDER = Path(__file__).parent
 
@@ -387,10 +387,8 @@ def prepare_stories(name):
     digest = hashlib.sha256()
 
     def write_split(split, path):
-        rows = np.full((len(stories[split]), STORY_ROW), tokenizer.ids[PAD], np.uint16)
-        for row, story in zip(rows, stories[split]):
-            ids = tokenizer.encode(story)
-            row[: len(ids)] = ids
+        rows = tokenizer.encode_rows(stories[split], STORY_ROW)
+        for story in stories[split]:
             digest.update(story.encode())
         write_safely(path, rows.tofile)
         return rows.size

@@ -249,6 +249,14 @@ class Tokenizer:
         ids = self.bpe.encode_to_numpy(text, allowed_special=special, disallowed_special=())
         return ids.astype(np.uint16)
 
+    def encode_rows(self, texts, length):
+        """Word tokens of texts that have at most `length`, PAD after each: (N, length) uint16."""
+        rows = np.full((len(texts), length), self.ids[PAD], np.uint16)
+        for row, text in zip(rows, texts):
+            ids = self.encode(text)
+            row[: len(ids)] = ids
+        return rows
+
     def decode(self, ids):
         """The str of an iterable of int, each from 0 to V - 1. Invalid UTF-8 becomes U+FFFD. PAD at
         the end is left out."""

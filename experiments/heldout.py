@@ -38,7 +38,6 @@ from common.command import Parser, UserError, run_command
 from common.device import autocast, pick_device, texts_at_a_time
 from common.files import lock, write_text
 from data.stories import LONGER_PLOTS, PLOTS, can_check, check, make_story
-from data.tokenizer import PAD
 from eval import FEW, add_network_flags, load_all, long_token_nll, make_sampler, timed_samples
 from eval import SAMPLES, measure_stories, with_errors
 from flow import FINEST, MAX_TRAINING_TIME, Sampler, generalized_kl, generate, sample_path
@@ -146,16 +145,14 @@ def padded_stories(count, length, plots, tokenizer, seed):
     """Stories of the plots, each with padding tokens to its end: (count, length) int64. UserError
     if one of them is longer."""
     rng = random.Random(seed)
-    rows = torch.full((count, length), tokenizer.ids[PAD])
-    for row in rows:
-        ids = tokenizer.encode(make_story(rng, plots))
-        if len(ids) > length:
-            raise UserError(
-                f"a story of {len(ids)} tokens does not fit in {length}: leave out --length, and "
-                "use networks that were trained with --block-size 128"
-            )
-        row[: len(ids)] = torch.from_numpy(ids.astype("int64"))
-    return rows
+    texts = [make_story(rng, plots) for _ in range(count)]
+    longest = max(len(tokenizer.encode(text)) for text in texts)
+    if longest > length:
+        raise UserError(
+            f"a story of {longest} tokens does not fit in {length}: leave out --length, and use "
+            "networks that were trained with --block-size 128"
+        )
+    return torch.from_numpy(tokenizer.encode_rows(texts, length).astype("int64"))
 
 
 # ------------------------------------------------------------------------------------------------
