@@ -394,6 +394,7 @@ def make_sampler(arguments, temperature=1.0):
     return Sampler(
         grid_power=arguments.grid_power,
         update=arguments.update,
+        shared_noise=arguments.shared_noise,
         temperature=temperature,
         step_conditioning=arguments.step_conditioning,
     )
@@ -427,7 +428,7 @@ def main():
     # a report of the same judge, seed and so on is continued
     path = arguments.out / "eval.json"
     key = {"judge": hashes["judge"], "text": dataset.meta["text_sha256"], "length": length}
-    names = ("seed", "batch_size", "update", "grid_power", "step_conditioning")
+    names = ("seed", "batch_size", "update", "grid_power", "step_conditioning", "shared_noise")
     key |= {name: getattr(arguments, name) for name in names}
     report = continue_report(path, key)
     if not report:

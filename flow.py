@@ -134,6 +134,27 @@ def dfm_loss(model, x_1, loss_weight_max=math.inf):
 
 
 # ------------------------------------------------------------------------------------------------
+# tokens that agree: the same random numbers for all tokens of a text
+
+
+def draw_with_shared_noise(p):
+    """One token from each of p (B, L, V), which need not sum to 1, with the same random numbers for
+    all tokens of a text: (B, L) int64.
+
+        y_i = argmax_v p_i(v) / E_v        E_v ~ Exp(1), V numbers for each text
+
+    With an E of its own for every token i this is the exponential race, or Gumbel-max trick: an
+    independent draw from p_i. With one E for all, y_i still has exactly the distribution p_i, but
+    tokens whose p are alike draw alike: P(y_i != y_j) <= 2 TV / (1 + TV), where TV is the total
+    variation between p_i and p_j, the best that holds for all pairs ("correlated sampling":
+    Holenstein 2007, Bavarian et al. 2016). Three places that all wait for the same name get the
+    same name in one step. Where a text should *not* repeat a token that is wrong: docs/beyond.md.
+    """
+    race = torch.empty(len(p), 1, p.shape[-1], device=p.device).exponential_()
+    return (p / race.clamp(min=1e-30)).argmax(-1)
+
+
+# ------------------------------------------------------------------------------------------------
 # one step: cumulative scalar and jump
 
 
@@ -176,13 +197,14 @@ def posterior(logits, config):
     return F.pad(p, (0, 1)) if config.source == "mask" else p
 
 
-def jump(x_t, logits, t, h, config, last=None, update="cumulative"):
+def jump(x_t, logits, t, h, config, last=None, update="cumulative", shared_noise=False):
     """One step: x_t (B, L) at times t (B,) -> x_{t+h} (B, L), for logits (B, L, V); a column for
     MASK is ignored. With times of every token, t (B, L) and h (B, 1), one at t = 1 is given: it
     stays.
 
     A token jumps with jump_probability, to y ~ p restricted to y != x_t. Where last (B,) bool is
     true, nothing follows and x_1 ~ p is drawn. Under the mask source only masked tokens move.
+    With shared_noise the tokens of a text do not draw independently (draw_with_shared_noise).
     """
     if last is None:
         last = torch.zeros(len(x_t), dtype=torch.bool, device=x_t.device)
@@ -197,7 +219,29 @@ def jump(x_t, logits, t, h, config, last=None, update="cumulative"):
     jumps = torch.rand_like(p_jump) < p_jump  # (B, L)
     if config.source == "mask":
         jumps = jumps & (x_t == config.mask_id)
+    if shared_noise:
+        return torch.where(jumps, draw_with_shared_noise(p), x_t)
     return draw_where(jumps, p, x_t)
+
+
+def renoise(x_t, logits, t, h, config, last=None, shared_noise=False):
+    """The other way to take a step: draw a whole text x_1 ~ p, and noise it afresh to t + h.
+
+    Where jump keeps most tokens of x_t, here each one is new: x_1 with probability kappa(t + h),
+    else noise. Arguments and result are those of jump. (Under the mask source that masks again what
+    was unmasked: "remasking", Wang et al. 2025.)
+    """
+    t, h = t.reshape(len(x_t), -1), h.reshape(len(x_t), -1)  # (B, 1) or (B, L)
+    p = posterior(logits, config)  # (B, L, n_tokens)
+    if config.source == "mask":  # an unmasked token is known
+        p = torch.where((x_t == config.mask_id)[..., None], p, F.one_hot(x_t, p.shape[-1]))
+    x_1 = draw_with_shared_noise(p) if shared_noise else categorical(p)  # (B, L)
+    end = kappa(t + h, config.exponent)
+    if last is not None:
+        end = torch.where(last[:, None], 1, end)
+    is_text = torch.rand(x_t.shape, device=x_t.device) < end
+    x_next = torch.where(is_text, x_1, sample_source(x_t.shape, config, x_t.device))
+    return torch.where(t < 1, x_next, x_t)  # given tokens stay
 
 
 # ------------------------------------------------------------------------------------------------
@@ -232,7 +276,8 @@ class Sampler:
     """How text is drawn from a trained network. These are the defaults of every command."""
 
     grid_power: float | None = None  # of time_grid; None: 2 for the uniform source, 1 for mask
-    update: str = "cumulative"  # one of UPDATES
+    update: str = "cumulative"  # one of UPDATES, or "renoise"
+    shared_noise: bool = False  # draw_with_shared_noise instead of independent draws
     temperature: float = 1.0  # divides the logits; below 1 the posterior is sharper
     top_p: float = 1.0  # keep the likeliest tokens that reach this probability together
     step_conditioning: str = "exact"  # the h of the network: "exact", or the "nearest" trained one
@@ -270,7 +315,10 @@ def sampler_step(model, x_t, t, h, last, sampler, given=None):
     model_h = nearest_trained(h) if sampler.step_conditioning == "nearest" else h
     logits = text_logits(model(x_t, model_t, model_h), model.config)  # (B, L, V)
     logits = adjust_logits(logits, sampler.temperature, sampler.top_p)
-    return jump(x_t, logits, token_t, h, model.config, last, sampler.update)
+    shared = sampler.shared_noise
+    if sampler.update == "renoise":
+        return renoise(x_t, logits, token_t, h, model.config, last, shared)
+    return jump(x_t, logits, token_t, h, model.config, last, sampler.update, shared)
 
 
 @torch.no_grad()

@@ -65,6 +65,8 @@ def title(report, rows):
     for name in ("update", "grid_power", "step_conditioning"):
         if report["key"][name] != getattr(Sampler(), name):  # what is not the default
             parts.append(f"{name.replace('_', ' ')} {report['key'][name]}")
+    if report["key"].get("shared_noise"):
+        parts.append("shared noise")
     fewest, most = min(column(rows, "samples")), max(column(rows, "samples"))
     count = str(most) if fewest == most else f"{fewest} to {most}"
     return ", ".join(parts) + f"; error bars: one standard error over {count} samples"

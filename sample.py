@@ -155,9 +155,13 @@ def add_sampler_flags(parser):
     add("--grid-power", type=number(float, 1, 10), metavar="X",
         help="n steps run between the times 1 - (1 - i/n)^X: above 1 they shrink towards the end "
              "(default: 2 for the uniform source, 1 for mask)")
-    add("--update", choices=UPDATES, default=Sampler.update,
-        help="the jump rule: " + "; ".join(f"{k}: {v}" for k, v in UPDATES.items())
+    rules = UPDATES | {"renoise": "draw all of x_1 ~ p and noise it afresh to the next time"}
+    add("--update", choices=rules, default=Sampler.update,
+        help="how x_t moves: " + "; ".join(f"{k}: {v}" for k, v in rules.items())
              + " (default: cumulative)")
+    add("--shared-noise", action="store_true",
+        help="all tokens of a text draw with the same random numbers in a step, so that places "
+             "that wait for the same word agree: good for stories, bad for other text")
     add("--step-conditioning", choices=("exact", "nearest"),
         default=Sampler.step_conditioning,
         help="the h that the network is conditioned on: that of the step, or the nearest of "
@@ -225,6 +229,7 @@ def write_batch(arguments, model, template, steps, count, watcher):
         sampler = Sampler(
             grid_power=arguments.grid_power,
             update=arguments.update,
+            shared_noise=arguments.shared_noise,
             temperature=temperature,
             top_p=top_p,
             step_conditioning=arguments.step_conditioning,

@@ -101,6 +101,20 @@ def test_a_given_token_under_the_uniform_source(steps):
         np.testing.assert_allclose(now, TEXT.sum(0), atol=1e-9)
 
 
+@pytest.mark.parametrize("steps", [2, 4])
+def test_renoise_draws_from_its_own_chain(steps):
+    """x_1 ~ p at every step, then the path to the next time: the product of these matrices."""
+    n = 50_000
+    counts = count_texts("uniform", n, steps, Sampler(1.0, "renoise"))
+    now = np.full(16, 1 / 16)
+    for i in range(steps):
+        p = posterior("uniform", i / steps)  # (states, L, V)
+        now = now @ (p[:, 0, :, None] * p[:, 1, None, :]).reshape(16, 16)  # x_1
+        if i < steps - 1:
+            now = now @ path("uniform", (i + 1) / steps)
+    assert chi_square(counts, n * now) < ONCE_IN_10_000[15]
+
+
 class TokenTimes(ExactNetwork):
     """The exact network where the first token has t = 1: it is known, and decides about the
     second."""

@@ -21,6 +21,7 @@ from flow import (
     categorical,
     cumulative_scalar,
     dfm_loss,
+    draw_with_shared_noise,
     generalized_kl,
     generate,
     jump,
@@ -29,6 +30,7 @@ from flow import (
     nearest_trained,
     posterior,
     rate,
+    renoise,
     reveal,
     sample_path,
     sample_source,
@@ -71,7 +73,7 @@ class RecordedJump:
     def __init__(self):
         self.times, self.step_sizes, self.last = [], [], []
 
-    def __call__(self, x_t, logits, t, h, config, last, update):
+    def __call__(self, x_t, logits, t, h, config, last, update, shared_noise):
         self.times.append(t[0])
         self.step_sizes.append(h[0])
         self.last.append(last[0].item())
@@ -426,6 +428,102 @@ def test_jump_treats_each_sequence_at_its_own_time():
     moved = (x_next != 0).float().mean(1)
     for share, expected in zip(moved, [0.1, 0.8, 1.0, 0.5], strict=True):
         assert abs(share - expected) <= 4 * math.sqrt(expected * (1 - expected) / n)
+
+
+# ------------------------------------------------------------------------------------------------
+# shared noise
+
+
+def test_draws_with_shared_noise_have_their_distributions():
+    """Each token's draws alone: those of three different p, one of them with a weight of zero."""
+    n = 20_000
+    p = torch.stack([P, P.flip(0), torch.tensor([0.0, 2.0, 1.0, 1.0])])  # (L, V)
+    drawn = draw_with_shared_noise(p.expand(n, -1, -1))  # (n, L)
+    for i in range(3):
+        counts = torch.bincount(drawn[:, i], minlength=4).double()
+        expected = n * p[i] / p[i].sum()
+        assert counts[expected == 0].sum() == 0
+        kept = expected > 0
+        assert chi_square(counts[kept], expected[kept]) < chi_square_bound(kept.sum().item() - 1)
+
+
+def test_draws_with_shared_noise_agree():
+    """P(y_1 = y_2 = v) = 1 / sum_w max(p_1(w) / p_1(v), p_2(w) / p_2(v)): the first arrival of both
+    races is v if E_w is above E_v times the larger ratio for all w. Equal p always agree, and
+    different ones at least as often as the bound of the docstring says."""
+    n = 20_000
+    p = torch.stack([P, P, P.flip(0)])
+    drawn = draw_with_shared_noise(p.expand(n, -1, -1))
+    assert torch.equal(drawn[:, 0], drawn[:, 1])
+    ratios = torch.maximum(p[0] / p[0][:, None], p[2] / p[2][:, None])  # (v, w)
+    agree = (1 / ratios.sum(1)).sum().item()
+    found = (drawn[:, 0] == drawn[:, 2]).float().mean().item()
+    assert abs(found - agree) < 4 * math.sqrt(agree * (1 - agree) / n)
+    total_variation = 0.5 * (p[0] - p[2]).abs().sum().item()
+    assert 1 - agree <= 2 * total_variation / (1 + total_variation)
+    independent = (p[0] * p[2]).sum().item()
+    assert agree > independent + 0.1
+
+
+def test_texts_do_not_share_their_noise():
+    """Two texts draw independently of each other: they agree as often as P . P says."""
+    n = 20_000
+    drawn = draw_with_shared_noise(P.expand(2 * n, 1, -1)).view(n, 2)
+    agree = (P * P).sum().item()
+    found = (drawn[:, 0] == drawn[:, 1]).float().mean().item()
+    assert abs(found - agree) < 4 * math.sqrt(agree * (1 - agree) / n)
+
+
+@pytest.mark.parametrize("update", [*UPDATES, "renoise"])
+def test_shared_noise_reaches_every_rule(update):
+    """In one step of a network that predicts P everywhere, the tokens of a text are all the same,
+    and over the texts they have P."""
+    n = 20_000
+    x_1 = generate(FixedNetwork(), torch.zeros(n, 5, dtype=torch.int64), 1,
+                   Sampler(update=update, shared_noise=True))
+    assert (x_1 == x_1[:, :1]).all()
+    counts = torch.bincount(x_1[:, 0], minlength=4).double()
+    assert chi_square(counts, n * P) < chi_square_bound(3)
+
+
+# ------------------------------------------------------------------------------------------------
+# renoise
+
+
+@pytest.mark.parametrize("source", ["uniform", "mask"])
+@pytest.mark.parametrize("exponent", [1.0, 2.0])
+def test_renoise_puts_x_1_on_the_path(source, exponent):
+    """x_1 ~ P, then text with probability kappa(t + h), else noise. The last step has text alone.
+    Under the mask source a token that is unmasked keeps its value, or is masked again."""
+    n = 20_000
+    config = ModelConfig(vocab_size=4, source=source, exponent=exponent)
+    x_t = torch.full((2, n), config.mask_id if source == "mask" else 0)
+    logits = P.log().expand(2, n, 4)
+    t, h = torch.tensor([0.2, 0.2]), torch.tensor([0.3, 0.8])
+    x = renoise(x_t, logits, t, h, config, last=torch.tensor([False, True]))
+    share = kappa(0.5, exponent)
+    noise = sample_noise_shares(source)  # (n_tokens,)
+    expected = share * torch.nn.functional.pad(P, (0, len(noise) - 4)) + (1 - share) * noise
+    counts = torch.bincount(x[0], minlength=len(noise)).double()
+    assert chi_square(counts, n * expected) < chi_square_bound(len(noise) - 1)
+    counts = torch.bincount(x[1], minlength=len(noise)).double()
+    assert chi_square(counts[:4], n * P) < chi_square_bound(3) and counts[4:].sum() == 0
+    if source == "mask":
+        known = renoise(torch.full((1, n), 2), logits[:1], t[:1], h[:1], config)
+        assert set(known.unique().tolist()) == {2, config.mask_id}
+
+
+def sample_noise_shares(source):
+    """The distribution of a token of noise."""
+    return torch.tensor([0.25] * 4 if source == "uniform" else [0.0] * 4 + [1.0])
+
+
+def test_renoise_leaves_given_tokens():
+    config = FixedNetwork().config
+    x_t = torch.full((1, 1000), 3)
+    t = torch.cat([torch.ones(1, 500), torch.zeros(1, 500)], dim=1)  # the first half is given
+    x = renoise(x_t, P.log().expand(1, 1000, 4), t, torch.full((1, 1), 0.1), config)
+    assert (x[:, :500] == 3).all() and (x[:, 500:] != 3).any()
 
 
 # ------------------------------------------------------------------------------------------------
