@@ -100,10 +100,11 @@ def path(source, kappa):
     return np.kron(token_path(source, kappa), token_path(source, kappa))
 
 
-def posterior(source, kappa):
-    """p(x_1[i] = y | x_t) by Bayes' rule, (states, L, V): the output of a perfect network."""
+def posterior(source, kappa, text=TEXT):
+    """p(x_1[i] = y | x_t) by Bayes' rule, (states, L, V): the output of a perfect network for texts
+    of this distribution, (V, V)."""
     kappa = np.clip(kappa, 1e-12, 1 - 1e-12)  # states of probability 0 get the limit
-    joint = TEXT.reshape(-1, 1) * path(source, kappa)  # (texts, states): p(x_1, x_t)
+    joint = text.reshape(-1, 1) * path(source, kappa)  # (texts, states): p(x_1, x_t)
     x_1_given_x_t = (joint / joint.sum(0)).T.reshape(-1, V, V)  # (states, first, second token)
     return np.stack([x_1_given_x_t.sum(2), x_1_given_x_t.sum(1)], axis=1)
 
