@@ -11,8 +11,8 @@ Shared noise. Both tokens draw with the same random numbers (flow.draw_with_shar
 Distribution matching. The student p(y | x_0) is trained so that the texts it writes are
     distributed as true texts are, and not so that it predicts x_1. Its noise x_0 can be read by
     both tokens: for every x_0 it writes a product, but over the x_0 it writes a *mixture* of 16
-    products, and those can be any distribution of 16 texts. Under the mask source there is one x_0
-    alone, and no mixture.
+    products, which is as good as any distribution of 16 texts. Under the mask source there is one
+    x_0 alone, and no mixture.
 
 How is that trained, when nobody knows the probability of a text? Noise the student's texts to a
 time s. There the posterior of x_1 can be learned, for the student's texts (a) as for true ones (f).
@@ -20,8 +20,9 @@ Where a is above f the student writes the token too often:
 
     loss = sum over s of E_z sum_v p(v | x_0) (ln a(v | z) - ln f(v | z))
 
-where z is on the path from x ~ p to s, with no gradient through a, f and z. Here Bayes' rule gives a and f, and sums replace samples. The
-loss stands still where student and text have the same distribution.
+where z is on the path from x ~ p to s, with no gradient through a, f and z. Here Bayes' rule gives
+a and f, and sums replace samples. The loss stands still where student and text have the same
+distribution.
 
 Sources: D-MMD (arXiv 2603.20155) and IDLM (2602.19066) for the loss; Holenstein 2007 and Bavarian
 et al. 2016 for shared noise. Before: toy.py.
