@@ -44,6 +44,7 @@ from flow import FINEST, MAX_TRAINING_TIME, Sampler, generalized_kl, generate, s
 from flow import sample_source, text_logits
 
 SAMPLING = ("steps", "num_samples", "batch_size", "update", "grid_power", "step_conditioning")
+SAMPLING += ("shared_noise",)
 
 # ------------------------------------------------------------------------------------------------
 # likelihood
