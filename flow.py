@@ -233,9 +233,9 @@ def renoise(x_t, logits, t, h, config, last=None, shared_noise=False):
     """
     t, h = t.reshape(len(x_t), -1), h.reshape(len(x_t), -1)  # (B, 1) or (B, L)
     p = posterior(logits, config)  # (B, L, n_tokens)
-    if config.source == "mask":  # an unmasked token is known
-        p = torch.where((x_t == config.mask_id)[..., None], p, F.one_hot(x_t, p.shape[-1]))
     x_1 = draw_with_shared_noise(p) if shared_noise else categorical(p)  # (B, L)
+    if config.source == "mask":  # an unmasked token is known
+        x_1 = torch.where(x_t == config.mask_id, x_1, x_t)
     end = kappa(t + h, config.exponent)
     if last is not None:
         end = torch.where(last[:, None], 1, end)

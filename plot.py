@@ -62,11 +62,11 @@ def frontier_rows(report, model, steps):
 def title(report, rows):
     """What the rows have in common: length, sampler, and how many samples are behind them."""
     parts = [f"{report['length']} tokens"]
-    for name in ("update", "grid_power", "step_conditioning"):
-        if report["key"][name] != getattr(Sampler(), name):  # what is not the default
-            parts.append(f"{name.replace('_', ' ')} {report['key'][name]}")
-    if report["key"].get("shared_noise"):
-        parts.append("shared noise")
+    for name in ("update", "shared_noise", "grid_power", "step_conditioning"):
+        default = getattr(Sampler(), name)
+        value = report["key"].get(name, default)  # reports of older versions lack shared_noise
+        if value != default:
+            parts.append(f"{name.replace('_', ' ')} {value}")
     fewest, most = min(column(rows, "samples")), max(column(rows, "samples"))
     count = str(most) if fewest == most else f"{fewest} to {most}"
     return ", ".join(parts) + f"; error bars: one standard error over {count} samples"

@@ -43,8 +43,10 @@ from eval import SAMPLES, measure_stories, with_errors
 from flow import FINEST, MAX_TRAINING_TIME, Sampler, generalized_kl, generate, sample_path
 from flow import sample_source, text_logits
 
-SAMPLING = ("steps", "num_samples", "batch_size", "update", "grid_power", "step_conditioning")
-SAMPLING += ("shared_noise",)
+SAMPLING = (
+    "steps", "num_samples", "batch_size", "update", "shared_noise", "grid_power",
+    "step_conditioning",
+)
 
 # ------------------------------------------------------------------------------------------------
 # likelihood

@@ -1,6 +1,6 @@
 """Can tokens that are drawn one by one agree in a single step? In the exact world of toy.py.
 
-    python experiments/one_step.py          prints a table, and draws one-step.png
+    python experiments/one_step.py          prints a table, and draws out/one-step.png
 
 A network predicts every token by itself, so a step draws from a product of marginals,
 p_1(a) p_2(b), in which the two tokens of a text no longer agree. Two ways around that:
@@ -89,16 +89,22 @@ def written_texts(p):
     return (p[:, 0, :, None] * p[:, 1, None, :]).mean(0)
 
 
-def loss_gradient(p):
-    """d loss / d p for a student p (noises, L, V): the mean over z and s of ln a - ln f."""
-    noises = len(p)
-    texts = p[:, 0, :, None] * p[:, 1, None, :]  # (noises, V, V): those of each x_0
+def log_posteriors(texts):
+    """ln p(x_1[i] = y | z) at each of TIMES, (times, states, L, V), for texts distributed so."""
+    return np.log([posterior("uniform", s, np.maximum(texts, 1e-12)) for s in TIMES])
+
+
+def loss_gradient(p, log_f):
+    """d loss / d p, (noises, L, V): the mean over z and s of ln a - ln f.
+
+    p (noises, L, V) is the student, and log_f the log_posteriors of true texts. z has the uniform
+    source's noise, whatever the source of x_0."""
+    log_a = log_posteriors(written_texts(p))
+    texts = (p[:, 0, :, None] * p[:, 1, None, :]).reshape(len(p), -1)  # (noises, 16): of each x_0
     gradient = np.zeros_like(p)
-    for s in TIMES:
-        a = posterior("uniform", s, np.maximum(texts.mean(0), 1e-12))  # (states, L, V)
-        f = posterior("uniform", s)
-        z = texts.reshape(noises, -1) @ path("uniform", s)  # (noises, states): p(z | x_0)
-        gradient += np.einsum("nz,zlv->nlv", z, np.log(a) - np.log(f))
+    for i, s in enumerate(TIMES):
+        z = texts @ path("uniform", s)  # (noises, states): p(z | x_0)
+        gradient += np.einsum("nz,zlv->nlv", z, log_a[i] - log_f[i])
     return gradient / len(TIMES)
 
 
@@ -108,11 +114,12 @@ def match(source, updates=UPDATES, seed=0):
     The uniform source has 16 different x_0, the mask source one."""
     noises = V**L if source == "uniform" else 1
     logits = 0.01 * np.random.default_rng(seed).normal(size=(noises, L, V))
+    log_f = log_posteriors(TEXT)
     history = []
     for _ in range(updates):
         p = softmax(logits)
         history.append(kl(written_texts(p), TEXT))
-        gradient = loss_gradient(p)
+        gradient = loss_gradient(p, log_f)
         logits -= LEARNING_RATE * p * (gradient - (p * gradient).sum(-1, keepdims=True))
     return written_texts(softmax(logits)), history
 
@@ -146,8 +153,8 @@ def draw(texts, histories):
 
 def main():
     parser = Parser(__doc__)
-    parser.add_argument("--picture", type=Path, default=Path("one-step.png"),
-                        help="file that is written (default: one-step.png)")
+    parser.add_argument("--picture", type=Path, default=Path("out/one-step.png"),
+                        help="file that is written (default: out/one-step.png)")
     arguments = parser.parse_args()
     matched = {source: match(source) for source in ("mask", "uniform")}
     texts = {

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.one_step import kl, loss_gradient, match, shared_noise_texts, written_texts
+from experiments.one_step import kl, log_posteriors, loss_gradient, match, shared_noise_texts
+from experiments.one_step import written_texts
 from flow import draw_with_shared_noise
-from toy import PRODUCT_OF_MARGINALS, TEXT, L, V, posterior, softmax, total_variation
+from toy import PRODUCT_OF_MARGINALS, TEXT, L, V, softmax, total_variation
 
 ONCE_IN_10_000 = 44.3  # chi-square of 15 degrees of freedom
 
@@ -43,32 +44,27 @@ def test_distribution_matching_writes_true_texts_in_one_step(seed):
 
 
 def test_the_mask_source_cannot():
-    """With one x_0 the texts are a product, and every product is at least that far away: the best
-    one, found by minimising KL over p_1 and p_2 in turn, each of which has a closed form."""
-    texts, _ = match("mask", updates=400)
-    p_1, p_2 = texts.sum(1), texts.sum(0)
-    np.testing.assert_allclose(texts, np.outer(p_1, p_2), atol=1e-12)
-    for _ in range(200):
-        p_1 = softmax((p_2 * np.log(TEXT)).sum(1))
-        p_2 = softmax((p_1[:, None] * np.log(TEXT)).sum(0))
-    best = kl(np.outer(p_1, p_2), TEXT)
-    assert kl(texts, TEXT) >= best - 1e-9
-    assert best > 0.2
+    """With one x_0 the texts are a product p_1 p_2. Minimising KL over p_1 and p_2 in turn, each of
+    which has a closed form, leads from every start to the same product, far from TEXT."""
+    texts, _ = match("mask")
+    np.testing.assert_allclose(texts, np.outer(texts.sum(1), texts.sum(0)), atol=1e-12)
+    generator = np.random.default_rng(0)
+    found = []
+    for _ in range(50):
+        p_2 = softmax(3 * generator.normal(size=V))
+        for _ in range(300):
+            p_1 = softmax((p_2 * np.log(TEXT)).sum(1))
+            p_2 = softmax((p_1[:, None] * np.log(TEXT)).sum(0))
+        found.append(kl(np.outer(p_1, p_2), TEXT))
+    assert max(found) - min(found) < 1e-6
+    assert 0.87 < min(found) <= kl(texts, TEXT)
 
 
-def test_the_loss_stands_still_at_the_truth_alone(monkeypatch):
+def test_the_loss_stands_still_at_the_truth_alone():
     """Where the student's texts are distributed as the true ones there is no gradient. This student
-    writes one text for each x_0; the true texts are first TEXT, and then the same as its own."""
-    rounded = np.array([[4, 0, 0, 0], [0, 2, 0, 0], [0, 0, 5, 0], [0, 0, 0, 5]]) / 16
-    pairs = [(a, a) for a in range(V) for _ in range(round(16 * rounded[a, a]))]
-    student = np.eye(V)[np.array(pairs)]  # (16, L, V), one-hot
-    np.testing.assert_allclose(written_texts(student), rounded)
-    assert np.abs(loss_gradient(student)).max() > 0.1
-    monkeypatch.setattr("experiments.one_step.posterior", posterior_of(rounded))
-    assert np.abs(loss_gradient(student)).max() < 1e-9
-
-
-def posterior_of(text):
-    """toy.posterior in a world whose texts have the distribution `text`."""
-    positive = np.maximum(text, 1e-12)
-    return lambda source, kappa, other=positive: posterior(source, kappa, other)
+    writes one text for each x_0."""
+    student = np.eye(V)[[(a, a) for a in (0,) * 4 + (1,) * 2 + (2,) * 5 + (3,) * 5]]  # (16, L, V)
+    np.testing.assert_allclose(written_texts(student), np.diag([4, 2, 5, 5]) / 16)
+    own = loss_gradient(student, log_posteriors(written_texts(student)))
+    assert np.abs(own).max() < 1e-9
+    assert np.abs(loss_gradient(student, log_posteriors(TEXT))).max() > 0.1
