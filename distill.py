@@ -28,7 +28,9 @@ Source: FS-DFM (arXiv 2509.20624), sections on the shortcut teacher. Read next: 
 
 import torch
 
-from flow import FINEST, Sampler, generalized_kl, jump, reveal, sample_path, text_logits
+from flow import (
+    FINEST, Sampler, generalized_kl, grid_time, jump, reveal, sample_path, text_logits,
+)
 
 # ------------------------------------------------------------------------------------------------
 # the teacher's target
@@ -132,9 +134,8 @@ def sample_steps(n, grid_power=None):
         i = (points * starts).long()
         return i / FINEST, 1 / n, i == starts - 1
     i = (points * n).long()
-    t = 1 - (1 - i / n) ** grid_power
-    t_next = 1 - (1 - (i + 1) / n) ** grid_power
-    return t, t_next - t, i == n - 1
+    t = grid_time(i, n, grid_power)
+    return t, grid_time(i + 1, n, grid_power) - t, i == n - 1
 
 
 # ------------------------------------------------------------------------------------------------
@@ -161,7 +162,8 @@ def distillation_loss(student, teacher, x_1, settings):
     n = sample_step_counts(len(x_1), STEP_WEIGHTS[settings.step_weights])
     n = n.sort().values  # largest steps first: rows [:k] have the teacher, rows [k:] the data loss
     k = int((n < min(settings.data_steps or L // 2, FINEST)).sum())
-    power = Sampler().power(config) if settings.training_grid == "sampler" else None
+    on_sampler_grid = settings.training_grid == "sampler"
+    power = Sampler().for_network(config).grid_power if on_sampler_grid else None
     t, h, last = (part.to(x_1.device, non_blocking=True) for part in sample_steps(n, power))
 
     # 2. the student's prediction

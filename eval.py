@@ -1,6 +1,6 @@
 """How good is the text, how varied, how fast, at every number of steps?
 
-    python eval.py            the DFM at 1, 2, 4, ..., 1,024 steps, the student at 1 to 64
+    python eval.py            the DFM at 1, 2, 4, ..., 1,024 steps, the students at 1 to 64
                               -> out/eval.json, a table
     python eval.py --steps 2 8 64 --temperatures 0.7 0.8 0.9 1     rows for the frontier (plot.py)
     python eval.py --dfm FILE --fsdfm FILE --data mine             published networks
@@ -38,7 +38,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from common.checkpoint import load_model
+from common.checkpoint import STUDENTS, load_model, versions
 from common.command import Parser, UserError, number, printable, run_command, seed_number
 from common.device import autocast, pick_device, texts_at_a_time
 from common.files import file_hash, lock, write_text
@@ -272,8 +272,9 @@ def side_by_side(pair, width=58):
 def add_network_flags(parser, steps="1 2 4 ... 1024"):
     """The flags that say which networks and which text; shared with experiments/heldout.py."""
     add = parser.add_argument
-    models = ("dfm", "fsdfm")
-    add("--models", choices=models, nargs="+", default=models, help="which (default: dfm fsdfm)")
+    models = ("dfm", *STUDENTS)
+    add("--models", choices=models, nargs="+",
+        help="which (default: dfm fsdfm; eval.py measures dmd, too, where it has been trained)")
     add("--data", default="stories", help="name given to data/prepare.py (default: stories)")
     add("--out", type=Path, default=Path("out"), help="folder of the checkpoints (default: out)")
     for name in models:
@@ -311,9 +312,9 @@ def load_all(arguments, device):
     judge_path = arguments.judge or arguments.out / "judge.pt"
     judge, tokenizer, judge_hash = load_judge(judge_path, device)
     networks, hashes = {}, {"judge": judge_hash}
-    for name in sorted(set(arguments.models)):
+    for name in sorted(set(arguments.models or ["dfm", "fsdfm"])):
         path = getattr(arguments, name) or arguments.out / f"{name}.pt"
-        published = {"dfm": "teacher_model", "fsdfm": "student_ema_model"}[name]
+        published = "teacher_model" if name == "dfm" else "student_ema_model"
         network, tokens = load_model(path, device, published, arguments.n_head)
         if network.config.causal:
             raise UserError(f"{path} is a judge: --{name} takes a diffusion model")
@@ -344,8 +345,8 @@ def kind_of(tokenizer):
 
 
 def jobs_of(arguments, networks, kind, on_cpu):
-    """[(model, steps, temperature, samples)]: the rows that are wanted. Unless --steps says so, the
-    student is measured at few steps alone, up to 64."""
+    """[(model, steps, temperature, samples)]: the rows that are wanted. Unless --steps says so,
+    students are measured at few steps alone, up to 64."""
     slow, slow_samples = SLOW[kind]
     slow_samples = min(slow_samples, arguments.num_samples) if on_cpu else arguments.num_samples
     slow_samples = arguments.slow_samples or slow_samples
@@ -382,6 +383,8 @@ def measure_rows(arguments, networks, hashes, judge, dataset, report, batch_size
             )
             row = {"model": model, "network": hashes[model], "steps": steps}
             row |= {"temperature": temperature, "seconds_per_sample": seconds / samples}
+            used = sampler.for_network(networks[model].config)
+            row |= {"update": used.update, "shared_noise": used.shared_noise}
             rows[job] = row | measure(x_1, judge) | measure_stories(x_1, dataset)
             report["rows"] = [rows[job] for job in sorted(rows)]
             save()
@@ -415,6 +418,8 @@ def example(model, name, steps, judge, tokenizer, length, arguments):
 
 def main():
     arguments = parse_arguments()
+    if arguments.models is None and (arguments.dmd or versions(arguments.out / "dmd.pt")):
+        arguments.models = ["dfm", *STUDENTS]
     device = pick_device(arguments.device)
     judge, networks, hashes, dataset, tokenizer = load_all(arguments, device)
     config = next(iter(networks.values())).config
@@ -446,7 +451,7 @@ def main():
         arguments, networks, hashes, judge, dataset, report, batch_size, save
     )
     most = max((steps for model, steps, _ in rows if model == "dfm"), default=None)
-    if len(networks) < 2 or not most:
+    if not {"dfm", "fsdfm"} <= networks.keys() or not most:
         return print(f"\n{table(report)}")
 
     # one text of each model, and the speed of writing

@@ -32,7 +32,7 @@ Sources: Gat et al. 2024 (discrete flow matching), Shaul et al. 2025 (generalise
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -248,6 +248,11 @@ def renoise(x_t, logits, t, h, config, last=None, shared_noise=False):
 # many steps: time grid and sampler
 
 
+def grid_time(i, n, power):
+    """t_i = 1 - (1 - i / n) ** power, the time before step i of n, for numbers or tensors."""
+    return 1 - (1 - i / n) ** power
+
+
 def time_grid(steps, power=1.0):
     """The times t_0 = 0 <= t_1 <= ... <= t_n = 1 of n steps, a list of n + 1 floats.
 
@@ -263,7 +268,7 @@ def time_grid(steps, power=1.0):
     if isinstance(steps, int):
         if steps < 1:
             raise ValueError(f"the number of steps must be at least 1, not {steps}")
-        times = [1 - (1 - i / steps) ** power for i in range(steps)]
+        times = [grid_time(i, steps, power) for i in range(steps)]
     else:
         if not steps or min(steps) <= 0 or not abs(sum(steps) - 1) <= 1e-6:
             raise ValueError(f"step sizes must be positive and sum to 1, not {steps}")
@@ -273,20 +278,25 @@ def time_grid(steps, power=1.0):
 
 @dataclass(frozen=True)
 class Sampler:
-    """How text is drawn from a trained network. These are the defaults of every command."""
+    """How text is drawn from a trained network. These are the defaults of every command. What is
+    None depends on the network (for_network)."""
 
     grid_power: float | None = None  # of time_grid; None: 2 for the uniform source, 1 for mask
-    update: str = "cumulative"  # one of UPDATES, or "renoise"
-    shared_noise: bool = False  # draw_with_shared_noise instead of independent draws
+    update: str | None = None  # one of UPDATES, or "renoise"; None: the network's own
+    shared_noise: bool | None = None  # draw_with_shared_noise; None: the network's own
     temperature: float = 1.0  # divides the logits; below 1 the posterior is sharper
     top_p: float = 1.0  # keep the likeliest tokens that reach this probability together
     step_conditioning: str = "exact"  # the h of the network: "exact", or the "nearest" trained one
     compile: bool = False  # network and jump as one graph of torch.compile
 
-    def power(self, config):
-        """The power of the time grid for a network of this config."""
-        default = 1.0 if config.source == "mask" else 2.0
-        return default if self.grid_power is None else self.grid_power
+    def for_network(self, config):
+        """The same Sampler, with what a network of this config asks for where a field is None."""
+        own = {
+            "grid_power": 1.0 if config.source == "mask" else 2.0,
+            "update": config.update,
+            "shared_noise": config.shared_noise,
+        }
+        return replace(self, **{k: v for k, v in own.items() if getattr(self, k) is None})
 
 
 def nearest_trained(h):
@@ -308,8 +318,8 @@ def adjust_logits(logits, temperature=1.0, top_p=1.0):
 
 
 def sampler_step(model, x_t, t, h, last, sampler, given=None):
-    """x_t (B, L) at t -> x_{t+h}: one call of the network, one jump. t, h, last are (B,). Tokens
-    that are given (B, L) bool stay."""
+    """x_t (B, L) at t -> x_{t+h}: one call of the network, one jump, by a Sampler.for_network.
+    t, h, last are (B,). Tokens that are given (B, L) bool stay."""
     token_t = t if given is None else torch.where(given, 1.0, t[:, None])  # (B,) or (B, L)
     model_t = token_t if model.config.given_share else t
     model_h = nearest_trained(h) if sampler.step_conditioning == "nearest" else h
@@ -333,7 +343,8 @@ def generate(model, x_0, steps, sampler=Sampler(), given=None, callback=None):
     use of them. Under the mask source a token that is not MASK is always read as text.
     """
     take_step = torch.compile(sampler_step, fullgraph=True) if sampler.compile else sampler_step
-    times = time_grid(steps, sampler.power(model.config))
+    sampler = sampler.for_network(model.config)
+    times = time_grid(steps, sampler.grid_power)
     n = len(times) - 1
     x_t = x_0
     for i in range(n):

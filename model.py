@@ -51,6 +51,8 @@ class ModelConfig:
     time_scale: float = 1000.0  # t and h are multiplied by it before they are embedded
     positions: str = "rotary"  # or "sinusoidal": rotary, and sines of the absolute position
     given_share: float = 0.0  # share of training texts in which some tokens are given (flow.reveal)
+    update: str = "cumulative"  # the sampler's rule that suits the network (flow.Sampler)
+    shared_noise: bool = False  # whether its tokens are to be drawn with the same random numbers
 
     @property
     def n_tokens(self):

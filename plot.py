@@ -28,10 +28,11 @@ from data.stories import KINDS
 from eval import FEW
 from flow import Sampler
 
-LABELS = {"dfm": "DFM", "fsdfm": "FS-DFM"}
+LABELS = {"dfm": "DFM", "fsdfm": "FS-DFM", "dmd": "distribution matching"}
 STYLES = {
     "dfm": {"color": "#1f5fa8", "marker": "o", "linewidth": 2, "capsize": 3},
     "fsdfm": {"color": "#d1495b", "marker": "s", "linewidth": 2, "capsize": 3},
+    "dmd": {"color": "#2a9d5c", "marker": "^", "linewidth": 2, "capsize": 3},
 }
 LINE_STYLES = ("-", "--", ":", "-.")  # of the frontier, by the number of steps
 GREY = "#444444"  # of real text
@@ -57,6 +58,15 @@ def frontier_rows(report, model, steps):
     """The model's rows with this number of steps, by temperature; [] if there is only one."""
     rows = [row for row in report["rows"] if (row["model"], row["steps"]) == (model, steps)]
     return sorted(rows, key=lambda row: row["temperature"]) if len(rows) > 1 else []
+
+
+def label(model, rows):
+    """The model's name, and its sampler where that is one of its own."""
+    own = [name for name, used in (
+        ("renoise", rows[0].get("update") == "renoise"),
+        ("shared noise", rows[0].get("shared_noise")),
+    ) if used]
+    return LABELS[model] + (f" ({', '.join(own)})" if own else "")
 
 
 def title(report, rows):
@@ -97,7 +107,7 @@ def draw_lines(axis, lines, measure):
     for model, rows in lines.items():
         values, errors = column(rows, measure), column(rows, measure + "_error")
         if rows:
-            style = STYLES[model] | {"label": LABELS[model]}
+            style = STYLES[model] | {"label": label(model, rows)}
             axis.errorbar(column(rows, "steps"), values, errors, **style)
     steps_axis(axis, [row for rows in lines.values() for row in rows])
 
@@ -126,10 +136,11 @@ def draw_stories(report):
     axes[0].set_ylim(-0.02, 1.02)
     axes[0].set_ylabel("share of stories without a mistake")
     axes[0].legend(frameon=False)
-    height = 0.4
+    lines = {model: rows for model, rows in lines.items() if rows}
+    height = 0.8 / len(lines)
     for i, (model, rows) in enumerate(lines.items()):
         for row in (row for row in rows if row["steps"] == FEW):
-            places = [k + (i - 0.5) * height for k in range(len(KINDS))]
+            places = [k + (i + 0.5) * height - 0.4 for k in range(len(KINDS))]
             counts = [row["mistakes_by_kind"][kind] for kind in KINDS]
             style = {"color": STYLES[model]["color"], "label": f"{LABELS[model]}, {FEW} steps"}
             axes[1].barh(places, counts, height, **style)

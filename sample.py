@@ -1,6 +1,7 @@
 """Text from noise, in as few steps as you like.
 
     python sample.py --model fsdfm --steps 8
+    python sample.py --model dmd --steps 4                   the other student (matching.py)
     python sample.py --model dfm --steps 64 --watch          every step on the screen
     python sample.py --steps 1/2 1/4 1/8 1/8                 step sizes of your own
     python sample.py --prompt "Mia had a"                    kept as given, at the start
@@ -158,10 +159,11 @@ def add_sampler_flags(parser):
     rules = UPDATES | {"renoise": "draw all of x_1 ~ p and noise it afresh to the next time"}
     add("--update", choices=rules, default=Sampler.update,
         help="how x_t moves: " + "; ".join(f"{k}: {v}" for k, v in rules.items())
-             + " (default: cumulative)")
-    add("--shared-noise", action="store_true",
-        help="all tokens of a text draw with the same random numbers in a step, so that places "
-             "that wait for the same word agree: good for stories, bad for other text")
+             + " (default: renoise for dmd, else cumulative)")
+    parser.add_boolean("--shared-noise", Sampler.shared_noise,
+        "all tokens of a text draw with the same random numbers in a step, so that places that "
+        "wait for the same word agree: good for stories, bad for other text "
+        "(default: as dmd was trained, else no)")
     add("--step-conditioning", choices=("exact", "nearest"),
         default=Sampler.step_conditioning,
         help="the h that the network is conditioned on: that of the step, or the nearest of "
@@ -171,7 +173,7 @@ def add_sampler_flags(parser):
 def parse_arguments():
     parser = Parser(__doc__)
     add = parser.add_argument
-    models = ("fsdfm", "dfm", "judge")
+    models = ("fsdfm", "dfm", "dmd", "judge")
     add("--model", choices=models, default="fsdfm", help="which network (default: fsdfm)")
     add("--checkpoint", type=Path, help="a file to use instead, ours or a published .pth")
     add("--n-head", type=number(int, 1, 1000), help="heads of a published .pth without them")

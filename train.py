@@ -1,8 +1,9 @@
-"""The one training loop, for all three networks.
+"""The one training loop, for all networks.
 
     python train.py judge      a causal transformer, which scores what the others write
     python train.py dfm        the many-step baseline: generalised KL to the text (flow.py)
     python train.py fsdfm      the few-step student: starts as the DFM, has its EMA as its teacher
+    python train.py dmd        another student of the DFM, by distribution matching (matching.py)
 
 Ctrl-C saves and ends. --resume goes on after that or any other interruption.
 On several GPUs: torchrun --nproc-per-node 8 train.py dfm
@@ -26,17 +27,18 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from common.checkpoint import STAGES, load_finished_dfm, versions
+from common.checkpoint import STAGES, STUDENTS, load_finished_dfm, versions
 from common.command import Parser, UserError, number, printable, run_command
 from common.device import autocast, pick_device
 from common.files import file_hash, lock, open_log
 from common.judge import generate_autoregressive, next_token_nll
 from common.optimizer import make_optimizers, must_fit, set_learning_rate
-from common.run import Run, must_be_finite, resume_run, save_run
+from common.run import Run, add_auxiliary, must_be_finite, resume_run, save_run
 from common.signals import StopRequest
 from data.dataset import Dataset
 from distill import STEP_WEIGHTS, TARGETS, distillation_loss, update_ema
 from flow import UPDATES, dfm_loss, generate, sample_source
+from matching import matching_loss
 from model import ModelConfig, Transformer, copy_dfm_weights
 
 # ------------------------------------------------------------------------------------------------
@@ -95,6 +97,10 @@ class Config:
     fuser_init: str = setting("copy", "new layers of the student", choices=("copy", "fresh"))
     ema_decay: float = setting(0.98, "of the teacher's weights", 0, 0.999999)
     ema_warmup: str = setting("on", "lower EMA decay at first", choices=("on", "off"))
+    # distribution matching (dmd)
+    auxiliary_rate: float = setting(5.0, "the auxiliary's learning rate is X times as high", 0, 1e3)
+    marginal_weight: float = setting(4.0, "of the marginals in the student's loss", 0, 1e3)
+    shared_noise: str = setting("on", "tokens of a text draw together", choices=("on", "off"))
 
 
 NETWORK = (
@@ -111,20 +117,27 @@ PAPER_RUN = REAL_TEXT | {
     "validate_every": 5000, "learning_rate": 3e-4, "iterations": 1_000_000,
     "judge": {"iterations": 100_000},
 }
+DMD = {
+    "iterations": 1200, "optimizer": "adamw", "learning_rate": 4e-4, "weight_decay": 0.0,
+    "ema_decay": 0.99, "validate_every": 200,
+}
 PRESETS = {
     "tiny": REAL_TEXT | {
         "block_size": 32, "n_layer": 2, "n_head": 2, "dim": 64, "cond_dim": 32, "iterations": 60,
         "learning_rate": 6e-3, "warmup": 5, "validate_every": 30,
         "fsdfm": {"iterations": 30, "learning_rate": 6e-4},
+        "dmd": DMD | {"iterations": 30, "validate_every": 30, "shared_noise": "off"},
     },
     "cpu": {
         "judge": {"iterations": 300, "dropout": 0.1, "learning_rate": 5e-3},
         "fsdfm": {"iterations": 1500, "learning_rate": 1.2e-3},
+        "dmd": DMD,
     },
     "cpu-long": {
         "iterations": 20_000, "validate_every": 1000, "given_share": 0.25,
         "judge": {"iterations": 1000, "dropout": 0.1, "learning_rate": 5e-3},
         "fsdfm": {"iterations": 6000, "learning_rate": 1.2e-3},
+        "dmd": DMD,
     },
     "cpu-text": REAL_TEXT | {
         "n_layer": 3, "n_head": 2, "iterations": 1500, "learning_rate": 5e-3,
@@ -200,7 +213,7 @@ def parse_arguments():
 def make_settings(arguments, given):
     """The Config of preset, recipe and the flags that were given. UserError if some clash."""
     network_flags = [name for name in given if name in NETWORK]
-    if arguments.stage == "fsdfm" and network_flags:
+    if arguments.stage in STUDENTS and network_flags:
         flag = network_flags[0].replace("_", "-")
         raise UserError(f"the student's network is the DFM's: leave out --{flag}")
     on_cuda = pick_device(arguments.device).type == "cuda"
@@ -223,7 +236,7 @@ def names_to_agree(arguments, given):
         names |= (preset | preset.get(arguments.stage, {})).keys() - {*STAGES, "accumulation"}
     if arguments.recipe:
         names |= RECIPES["paper"].keys()
-    return names - set(NETWORK) if arguments.stage == "fsdfm" else names
+    return names - set(NETWORK) if arguments.stage in STUDENTS else names
 
 
 # ------------------------------------------------------------------------------------------------
@@ -248,9 +261,19 @@ def training_device(name, local_rank):
 
 
 def build_model(stage, settings, dataset, dfm_path, device):
-    """A network to start from: fresh, or for fsdfm the trained DFM made step-aware."""
-    if stage == "fsdfm":
+    """A network to start from: fresh, for fsdfm the trained DFM made step-aware, for dmd the
+    trained DFM with the student's own sampler."""
+    if stage in STUDENTS:
         dfm = load_finished_dfm(dfm_path, dataset)
+    if stage == "dmd":
+        if dfm.config.source == "mask":
+            raise UserError(f"{dfm_path} has the mask source: dmd needs --source uniform")
+        shared_noise = settings.shared_noise == "on"
+        config = replace(dfm.config, update="renoise", shared_noise=shared_noise)
+        student = Transformer(replace(config, dropout=settings.dropout))
+        student.load_state_dict(dfm.state_dict())
+        return student
+    if stage == "fsdfm":
         step_aware = settings.step_aware == "on"
         config = replace(dfm.config, dropout=settings.dropout, step_aware=step_aware)
         student = Transformer(config)
@@ -267,13 +290,16 @@ def build_model(stage, settings, dataset, dfm_path, device):
     return Transformer(config)
 
 
-def loss_of(stage, model, ema, x_1, settings):
-    """The loss of a stage, mean nats per token, for text x_1 (B, L)."""
+def loss_of(stage, model, teacher, x_1, settings):
+    """The loss of a stage, mean nats per token, for text x_1 (B, L). The teacher of fsdfm is its
+    EMA; dmd has three: EMA, frozen DFM and auxiliary."""
     if stage == "judge":
         return next_token_nll(model, x_1).mean()
     if stage == "dfm":
         return dfm_loss(model, x_1, settings.loss_weight_max)
-    return distillation_loss(model, ema, x_1, settings)
+    if stage == "fsdfm":
+        return distillation_loss(model, teacher, x_1, settings)
+    return matching_loss(model, *teacher, settings)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -281,23 +307,26 @@ def loss_of(stage, model, ema, x_1, settings):
 
 
 @torch.no_grad()
-def validate(stage, model, dataset, settings, device):
+def validate(run, dataset, device):
     """The stage's own loss on the same four batches of held-out text every time, and one text
     that the network writes: (float, str)."""
-    was_training = model.training
-    model.eval()
+    model, settings = run.ema or run.model, run.settings
+    teacher = (model, run.frozen_dfm, run.auxiliary) if run.stage == "dmd" else model
+    for network in run.trained():
+        network.eval()
     torch.manual_seed(0)
     losses = []
     with autocast(device):
         for _ in range(4):
             x_1 = dataset.batch("val", settings.batch_size, settings.block_size, device)
-            losses.append(loss_of(stage, model, model, x_1, settings))
-        if stage == "judge":
+            losses.append(loss_of(run.stage, model, teacher, x_1, settings))
+        if run.stage == "judge":
             x_1 = generate_autoregressive(model, x_1[:1, :8], settings.block_size)
         else:
             x_0 = sample_source((1, settings.block_size), model.config, device)
             x_1 = generate(model, x_0, steps=8)
-    model.train(was_training)
+    for network in run.trained():
+        network.train()
     text = printable(dataset.tokenizer.decode(x_1[0].tolist()))
     return torch.stack(losses).mean().item(), " ".join(text.split())[:140]
 
@@ -315,12 +344,15 @@ def start_run(arguments, settings, dataset, device, world):
     torch.manual_seed(settings.seed)
     model = build_model(stage, settings, dataset, dfm_path, device).to(device)
     ema, dfm = None, None
-    if stage == "fsdfm":  # the student's network is the DFM's
+    if stage in STUDENTS:  # the student's network is the DFM's
         settings = replace(settings, **{name: getattr(model.config, name) for name in NETWORK})
         ema = copy.deepcopy(model).requires_grad_(False).eval()
         dfm = file_hash(dfm_path)
-    optimizers = make_optimizers(model, settings)
-    return Run(stage, settings, path, model, ema, optimizers, world * settings.accumulation, dfm)
+    optimizers, passes = make_optimizers(model, settings), world * settings.accumulation
+    run = Run(stage, settings, path, model, ema, optimizers, passes, dfm)
+    if stage == "dmd":
+        add_auxiliary(run, dataset, device)
+    return run
 
 
 def update_weights(run, network, teacher, dataset, device, rank):
@@ -337,7 +369,8 @@ def update_weights(run, network, teacher, dataset, device, rank):
             loss = loss_of(run.stage, network, teacher, x_1, settings) / accumulation
         loss.backward()
         total_loss += loss.detach()
-    torch.nn.utils.clip_grad_norm_(run.model.parameters(), settings.clip)
+    for trained in run.trained():
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), settings.clip)
     for optimizer in run.optimizers:
         optimizer.step()
         optimizer.zero_grad()
@@ -374,8 +407,7 @@ def train(run, network, teacher, dataset, device, rank, world):
                 must_be_finite(math.isfinite(row["loss"]), run)
                 bar.set_postfix(loss=f"{row['loss']:.3f}")
                 if validation_due:
-                    measured = run.ema or run.model
-                    nats, text = validate(run.stage, measured, dataset, settings, device)
+                    nats, text = validate(run, dataset, device)
                     row["validation_loss"] = nats
                     bar.write(f"{run.iteration:>6}  {nats:.3f} nats  {text}")
                 log.writerow(row)
@@ -398,6 +430,8 @@ def main():
     # device, and the processes of torchrun if there are any
     rank, world, local_rank = torchrun_processes()
     device = training_device(arguments.device, local_rank)
+    if arguments.stage == "dmd" and world > 1:
+        raise UserError("dmd is trained by one process: run it without torchrun")
 
     # data
     held = lock(arguments.out / "train.lock") if rank == 0 else None  # until the process ends
@@ -414,6 +448,11 @@ def main():
     network, teacher = run.model, run.ema
     if arguments.compile or (arguments.compile is None and device.type == "cuda"):
         network, teacher = torch.compile(network), teacher and torch.compile(teacher)
+        for other in (run.auxiliary, run.frozen_dfm):
+            if other is not None:
+                other.compile()
+    if run.stage == "dmd":
+        teacher = teacher, run.frozen_dfm, run.auxiliary
     if world > 1:
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         network = DistributedDataParallel(network)

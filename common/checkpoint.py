@@ -25,7 +25,8 @@ FORMAT = 2  # raised when an older program cannot use a newer file, or the other
 SEAL = b"nanoDFM: SHA-256 of all before: "  # stands before the hash at the end of a checkpoint
 KEYS = {"stage", "iteration", "seconds", "config", "settings", "tokenizer", "model", "ema"}
 KEYS |= {"optimizers", "dfm", "passes", "format"}
-STAGES = ("judge", "dfm", "fsdfm")
+STAGES = ("judge", "dfm", "fsdfm", "dmd")
+STUDENTS = STAGES[2:]  # they begin as the DFM
 
 # ------------------------------------------------------------------------------------------------
 # saving

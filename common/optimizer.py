@@ -97,6 +97,8 @@ def set_learning_rate(optimizers, iteration, settings):
 
     "linear": constant, and a linear fall to zero over the last part, `decay`, of the iterations.
     "cosine": a cosine to a tenth, as published.
+
+    An optimizer whose groups have a "factor" has that many times the learning rate.
     """
     total, warmup = settings.iterations, settings.warmup
     rise = (iteration + 1) / max(1, warmup)
@@ -107,7 +109,8 @@ def set_learning_rate(optimizers, iteration, settings):
         fall = (total - iteration) / max(1.0, settings.decay * total)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * min(rise, fall, 1.0)
+            rate = settings.learning_rate * group.get("factor", 1.0)
+            group["lr"] = rate * min(rise, fall, 1.0)
 
 
 def must_fit(config, device):

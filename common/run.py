@@ -6,10 +6,13 @@ Plumbing, to be skipped on a first reading. `settings` are train.py's Config.
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from common.checkpoint import load_checkpoint, must_be_ours, network_of, save_checkpoint
+from common.checkpoint import (
+    STUDENTS, load_checkpoint, load_finished_dfm, must_be_ours, network_of, save_checkpoint,
+)
 from common.command import UserError
 from common.files import file_hash
 from common.optimizer import make_optimizers
+from matching import Auxiliary
 from model import Transformer
 
 
@@ -21,13 +24,19 @@ class Run:
     settings: object  # train.Config
     path: Path
     model: Transformer
-    ema: Transformer | None  # of the student; it is the teacher, and what is sampled
+    ema: Transformer | None  # of a student; FS-DFM's teacher, and what is sampled
     optimizers: list
     passes: int  # forward passes in an iteration, over all processes
     dfm: str | None  # hash of the DFM that a student started from
+    frozen_dfm: Transformer | None = None  # of dmd: what it is matched to (matching.py)
+    auxiliary: Auxiliary | None = None  # of dmd, trained beside it
     iteration: int = 0
     saved: int | None = None  # the iteration of the last checkpoint
     seconds: float = 0.0
+
+    def trained(self):
+        """The networks that are trained: one, or student and auxiliary."""
+        return [self.model] if self.auxiliary is None else [self.model, self.auxiliary]
 
 
 def must_be_finite(finite, run):
@@ -42,7 +51,8 @@ def must_be_finite(finite, run):
 
 def save_run(run, tokenizer):
     """Writes the checkpoint, unless a weight is non-finite."""
-    must_be_finite(all(p.isfinite().all() for p in run.model.parameters()), run)
+    weights = (p for network in run.trained() for p in network.parameters())
+    must_be_finite(all(p.isfinite().all() for p in weights), run)
     checkpoint = {
         "stage": run.stage,
         "iteration": run.iteration,
@@ -56,6 +66,8 @@ def save_run(run, tokenizer):
         "dfm": run.dfm,
         "passes": run.passes,
     }
+    if run.auxiliary is not None:
+        checkpoint["auxiliary"] = run.auxiliary.state_dict()
     save_checkpoint(run.path, checkpoint, first=run.saved is None)
     run.saved = run.iteration
 
@@ -83,6 +95,17 @@ def must_agree(checkpoint, path, settings, agreed, world):
         raise UserError(f"{path} began as another {dfm}: use --overwrite instead of --resume")
 
 
+def add_auxiliary(run, dataset, device):
+    """What dmd has more than the other stages: the frozen DFM, the auxiliary and its optimizers."""
+    dfm = load_finished_dfm(run.path.with_name("dfm.pt"), dataset).to(device)
+    run.frozen_dfm = dfm.requires_grad_(False).eval()
+    run.auxiliary = Auxiliary(run.frozen_dfm)
+    for optimizer in make_optimizers(run.auxiliary.network, run.settings):
+        for group in optimizer.param_groups:
+            group["factor"] = run.settings.auxiliary_rate
+        run.optimizers.append(optimizer)
+
+
 def resume_run(path, settings, agreed, dataset, device, world, repair):
     """The Run that was interrupted, from its checkpoint. With `repair` a damaged newest checkpoint
     is replaced by the one before it."""
@@ -95,11 +118,13 @@ def resume_run(path, settings, agreed, dataset, device, world, repair):
     settings = replace(settings, **checkpoint["settings"] | {"accumulation": passes // world})
     model = network_of(checkpoint, path).to(device)
     ema = None
-    if stage == "fsdfm":
+    if stage in STUDENTS:
         ema = network_of(checkpoint, path, "ema").to(device).requires_grad_(False).eval()
-    optimizers = make_optimizers(model, settings)
-    for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
+    run = Run(stage, settings, path, model, ema, make_optimizers(model, settings), passes,
+              checkpoint["dfm"], iteration=done, saved=done, seconds=checkpoint["seconds"])
+    if stage == "dmd":
+        add_auxiliary(run, dataset, device)
+        run.auxiliary.load_state_dict(checkpoint["auxiliary"])
+    for optimizer, state in zip(run.optimizers, checkpoint["optimizers"], strict=True):
         optimizer.load_state_dict(state)
-    run = Run(stage, settings, path, model, ema, optimizers, passes, checkpoint["dfm"], done, done)
-    run.seconds = checkpoint["seconds"]
     return run

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 
 import data.dataset
 from command import PYDOCS, ROOT, TINY, copy_project, error_line, run, run_python
+from common.checkpoint import STUDENTS
 from common.command import UserError
 from common.device import autocast
 from data.prepare import python_text
@@ -32,7 +33,7 @@ from flow import kappa
 from model import ModelConfig
 from train import NETWORK, RECIPES, Config, loss_of, make_config
 
-STAGES = ("judge", "dfm", "fsdfm")
+STAGES = ("judge", "dfm", "fsdfm", "dmd")
 FEW_SAMPLES = [*PYDOCS, "--steps", 1, 4, 512, "--num-samples", 6, "--slow-samples", 2]
 
 
@@ -109,7 +110,7 @@ def unigram_entropy(project, name):
 
 
 def test_the_networks(trained):
-    for stage, iterations in (("judge", 60), ("dfm", 60), ("fsdfm", 30)):
+    for stage, iterations in (("judge", 60), ("dfm", 60), ("fsdfm", 30), ("dmd", 30)):
         checkpoint = load(trained / f"out/{stage}.pt")
         assert checkpoint["iteration"] == iterations and checkpoint["config"]["block_size"] == 32
         assert checkpoint["settings"] == asdict(make_config(stage, "tiny"))
@@ -121,7 +122,9 @@ def test_the_networks(trained):
             assert float(rows[-1]["validation_loss"]) < entropy - 0.5
 
 
-@pytest.mark.parametrize("stage, validations", [("judge", 2), ("dfm", 2), ("fsdfm", 1)])
+@pytest.mark.parametrize(
+    "stage, validations", [("judge", 2), ("dfm", 2), ("fsdfm", 1), ("dmd", 1)]
+)
 def test_every_validation_prints_the_loss_and_a_text(trained, stage, validations):
     """A line for iteration 30, and one for 60, with the loss of the log and what the network
     writes by then."""
@@ -172,6 +175,15 @@ def test_the_students_network_is_the_dfms(trained, tmp_path):
     for name in NETWORK:
         assert fsdfm["settings"][name] == dfm["settings"][name] == dfm["config"][name]
     assert "finished" in run(trained, "train.py", "fsdfm", *flags, "--resume").stdout
+
+
+def test_what_distribution_matching_refuses(trained, tmp_path):
+    """A DFM without noise in x_0, and several processes."""
+    flags = [*TINY, "--iterations", 10, "--out", tmp_path]
+    run(trained, "train.py", "dfm", *flags, "--source", "mask")
+    assert "has the mask source" in error_line(trained, "train.py", "dmd", *flags)
+    result = run_python(trained, "train.py", "dmd", *flags, RANK="0", WORLD_SIZE="2")
+    assert result.returncode == 2 and "run it without torchrun" in result.stderr
 
 
 @pytest.mark.parametrize("stage", ["dfm", "fsdfm"])
@@ -273,7 +285,7 @@ def test_the_report(trained):
     rows = report["rows"]
     assert [(row["model"], row["steps"], row["samples"]) for row in rows] == [
         (model, steps, samples)
-        for model in ("dfm", "fsdfm")
+        for model in ("dfm", "dmd", "fsdfm")
         for steps, samples in ((1, 6), (4, 6), (512, 2))
     ]
     assert 1 < report["real"]["perplexity"] < min(row["perplexity"] for row in rows)
@@ -293,8 +305,8 @@ def test_the_frontier(trained, tmp_path):
         run(trained, "eval.py", *flags, "--temperatures", *temperatures)
     rows = report_rows(tmp_path / "eval.json")
     entropy = {(row["model"], row["steps"], row["temperature"]): row["entropy"] for row in rows}
-    assert len(rows) == len(entropy) == 8
-    for model in ("dfm", "fsdfm"):
+    assert len(rows) == len(entropy) == 12
+    for model in ("dfm", "dmd", "fsdfm"):
         for steps in (2, 4):
             assert entropy[model, steps, 0.5] < entropy[model, steps, 1]
     run(trained, "plot.py", "--out", tmp_path)
@@ -432,13 +444,13 @@ train.main()
 """
 
 
-@pytest.mark.parametrize("stage", ["dfm", "fsdfm"])
+@pytest.mark.parametrize("stage", ["dfm", "fsdfm", "dmd"])
 def test_a_run_cut_short_goes_on_to_the_same_weights(trained, tmp_path, stage):
     """Killed after its first checkpoint, at iteration 20, and resumed: as if nothing had
     happened."""
     out = tmp_path / "out"
     out.mkdir()
-    if stage == "fsdfm":
+    if stage in STUDENTS:
         shutil.copy(trained / "out/dfm.pt", out)
     flags = [stage, *TINY, "--out", out, "--validate-every", 20]
     run(trained, "-c", DIE_AT_THE_FIRST_CHECKPOINT, *flags, status=9)
@@ -449,7 +461,8 @@ def test_a_run_cut_short_goes_on_to_the_same_weights(trained, tmp_path, stage):
     assert "seed = 1, not 2" in error_line(trained, "train.py", *flags, "--seed", 2, "--resume")
     run(trained, "train.py", *flags, "--resume")
     resumed, undisturbed = (load(folder / f"{stage}.pt") for folder in (out, trained / "out"))
-    for weights in ("model", "ema") if stage == "fsdfm" else ("model",):
+    parts = {"dfm": ["model"], "fsdfm": ["model", "ema"], "dmd": ["model", "ema", "auxiliary"]}
+    for weights in parts[stage]:
         for name, value in undisturbed[weights].items():
             assert torch.equal(resumed[weights][name], value)
     rows = [log_of(folder / f"{stage}.csv") for folder in (out, trained / "out")]
@@ -459,7 +472,7 @@ def test_a_run_cut_short_goes_on_to_the_same_weights(trained, tmp_path, stage):
     assert seconds == sorted(seconds)  # the clock goes on, too
     again = ["train.py", stage, *PYDOCS, "--resume", "--out", out]
     assert "finished" in run(trained, *again).stdout
-    if stage == "fsdfm":
+    if stage in STUDENTS:
         (out / "dfm.pt").write_bytes(b"trained anew")
         assert "began as another" in error_line(trained, *again)
 
@@ -544,9 +557,10 @@ def test_missing_things_name_the_command_that_makes_them(project, tmp_path):
         assert command in error_line(project, *arguments)
 
 
-def test_a_student_needs_a_finished_dfm(trained, tmp_path):
+@pytest.mark.parametrize("stage", STUDENTS)
+def test_a_student_needs_a_finished_dfm(trained, tmp_path, stage):
     """Not none, not one that is still training, and not a judge."""
-    command = ["train.py", "fsdfm", *TINY, "--out", tmp_path]
+    command = ["train.py", stage, *TINY, "--out", tmp_path]
     assert "python train.py dfm" in error_line(trained, *command)
     path = tmp_path / "dfm.pt"
     checkpoint = load(trained / "out/dfm.pt")

@@ -6,6 +6,7 @@ numbers are in test_reference.py.
 
 import functools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -486,6 +487,22 @@ def test_shared_noise_reaches_every_rule(update):
     assert chi_square(counts, n * P) < chi_square_bound(3)
 
 
+@pytest.mark.parametrize("update", [*UPDATES, "renoise"])
+@pytest.mark.parametrize("shared_noise", [False, True])
+def test_a_network_brings_its_own_sampler(update, shared_noise):
+    """Where the Sampler leaves open how x_t moves, the network's config says it; a flag wins."""
+    network, same = FixedNetwork(), FixedNetwork()
+    network.config = replace(network.config, update=update, shared_noise=shared_noise)
+    other = Sampler(update="averaged", shared_noise=not shared_noise)
+    assert other.for_network(network.config) == replace(other, grid_power=2.0)
+    texts = []
+    for asked, sampler in [(network, Sampler()),
+                           (same, Sampler(update=update, shared_noise=shared_noise))]:
+        torch.manual_seed(5)
+        texts.append(generate(asked, torch.zeros(50, 6, dtype=torch.int64), 4, sampler))
+    assert torch.equal(*texts)
+
+
 # ------------------------------------------------------------------------------------------------
 # renoise
 
@@ -587,8 +604,8 @@ def test_a_list_of_step_sizes_reaches_the_jump(monkeypatch):
 @pytest.mark.parametrize("source, default", [("uniform", 2.0), ("mask", 1.0)])
 def test_the_power_of_the_grid_depends_on_the_source(source, default):
     network = FixedNetwork(source)
-    assert Sampler().power(network.config) == default
-    assert Sampler(grid_power=1.5).power(network.config) == 1.5
+    assert Sampler().for_network(network.config).grid_power == default
+    assert Sampler(grid_power=1.5).for_network(network.config).grid_power == 1.5
     for sampler, power in [(Sampler(), default), (Sampler(grid_power=1.5), 1.5)]:
         network.times.clear()
         generate(network, sample_source((1, 2), network.config), 4, sampler)

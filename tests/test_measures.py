@@ -18,7 +18,7 @@ from eval import distinct_ngrams, long_token_nll, measure, ngram_entropy, token_
 from exact import ExactNetwork
 from experiments import heldout
 from experiments.heldout import infill, judge_nll, likelihood_bound, measure_filled
-from experiments.heldout import perplexity_by_quarter
+from experiments.heldout import perplexity_by_quarter, train_on
 from model import ModelConfig, Transformer
 from toy import TEXT, TEXTS
 
@@ -289,3 +289,34 @@ def test_writing_with_a_cache(judge):
         x = torch.cat([x, torch.searchsorted(cumulative, u, right=True)], dim=1)
         assert calls[step - 1][0] == step and torch.equal(calls[step - 1][1], x)
     assert torch.equal(written, x) and len(calls) == 12
+
+
+# ------------------------------------------------------------------------------------------------
+# reverse perplexity
+
+
+def markov_texts(count, length):
+    """Texts of the chain of TableJudge, (count, length)."""
+    x = [torch.randint(3, (count,))]
+    while len(x) < length:
+        x.append(torch.multinomial(TableJudge.table[x[-1]], 1).squeeze(1))
+    return torch.stack(x, dim=1)
+
+
+def test_neither_noise_nor_repetition_lowers_reverse_perplexity():
+    """Trained on true texts, the network comes near the chain's own nats. Noise teaches that all
+    tokens are as likely, and one text over and over teaches that text."""
+    held_out = markov_texts(500, 12)
+    floor = token_nll(TableJudge(), held_out).mean().item()
+    given = {
+        "true": markov_texts(500, 12),
+        "noise": torch.randint(3, (500, 12)),
+        "one text": markov_texts(1, 12).expand(500, -1),
+    }
+    nats = {
+        name: token_nll(train_on(x, 3, seed=1, iterations=150), held_out).mean().item()
+        for name, x in given.items()
+    }
+    assert floor - 0.01 < nats["true"] < floor + 0.04
+    assert nats["noise"] == pytest.approx(math.log(3), abs=0.03) and nats["noise"] > floor + 0.1
+    assert nats["one text"] > floor + 0.5

@@ -1,0 +1,153 @@
+"""Distribution matching: a student whose texts, not its predictions, are those of the DFM.
+
+FS-DFM (distill.py) teaches a later prediction, and a network that predicts every token by itself
+cannot make the tokens of one step agree by predicting better. Here the student p(y | x_t) may
+predict what it likes, as long as the texts that it *writes* are distributed as text. It has means
+to make them agree: all its tokens read the same noise in x_t, and may draw with the same random
+numbers (flow.draw_with_shared_noise).
+
+How does one compare two distributions of texts, when nobody knows the probability of a text? Noise
+a text of the student to a time s. There the posterior of x_1 is known for true texts from the DFM
+(f, frozen), and can be learned for the student's texts by a second network, the auxiliary (a).
+Where a is above f, the student writes that token too often in that context:
+
+    x ~ p(. | x_t, t)        z ~ path from x to time s
+
+    auxiliary   loss = -log a(x | z, s)
+    student     loss = -sum_v p(v | x_t, t) (log f(v | z, s) - log a(v | z, s))
+
+with no gradient through x, z, f and a. If the student's texts are distributed as the DFM's, then
+a = f, and nothing moves. experiments/one_step.py does this in an exact world.
+
+At s = 0 z says nothing, and the posterior is the marginal distribution of each token. There a
+running mean of p knows more than a network that lags behind, and the marginals have a term of their
+own. Without it the student keeps to the few texts that it can write best (docs/beyond.md).
+
+The states x_t are those that the student's own sampler visits in few steps, flow.renoise: to draw a
+whole text and noise it afresh is what makes p(y | x_t) a distribution of texts. No text is read.
+
+Sources: DMD (Yin et al. 2024) for images; IDLM (arXiv 2602.19066) and D-MMD (2603.20155) for
+tokens. The marginals, the shared noise and the states of the sampler are ours. Before: distill.py.
+Read next: train.py.
+"""
+
+import copy
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from flow import (
+    Sampler, categorical, draw_with_shared_noise, grid_time, sample_path, sample_source,
+    sampler_step, text_logits,
+)
+
+STEP_COUNTS = (2, 4, 8)  # of the student's sampler in training
+EARLIEST, LATEST = 0.02, 0.98  # s: before, marginals; after, the text is there already
+LARGEST_SCORE, LARGEST_MARGINAL_SCORE = 5, 2  # of a difference of log probabilities
+MARGINAL_DECAY = 0.99  # of the running mean, in updates
+
+# ------------------------------------------------------------------------------------------------
+# what the student writes: a network's view, and the marginals
+
+
+@torch.no_grad()
+def marginal_of(dfm, texts=64):
+    """The marginal distribution of each token of the DFM's texts, (L, V): what it predicts at t = 0
+    for pure noise."""
+    device = next(dfm.parameters()).device
+    x_0 = sample_source((texts, dfm.config.block_size), dfm.config, device)
+    logits = dfm(x_0, torch.zeros(texts, device=device))
+    return text_logits(logits, dfm.config).softmax(-1).mean(0)
+
+
+class Auxiliary(nn.Module):
+    """The posterior of the student's texts, (B, L, n_tokens) logits for noisy texts z (B, L) at
+    times s (B,), and their marginals. It starts as the DFM, as the student does."""
+
+    def __init__(self, dfm):
+        super().__init__()
+        self.network = copy.deepcopy(dfm).requires_grad_(True)
+        self.register_buffer("text_marginal", marginal_of(dfm))  # (L, V)
+        self.register_buffer("marginal", self.text_marginal.clone())  # (L, V), of the student
+
+    def forward(self, z, s):
+        return self.network(z, s)
+
+    def marginal_score(self, p):
+        """log of how often a token stands at its place in the DFM's texts, minus the same of the
+        student's texts, (L, V). p (B, L, V) joins the running mean, in training only."""
+        if self.training:
+            self.marginal.lerp_(p.detach().mean(0), 1 - MARGINAL_DECAY)
+        score = self.text_marginal.log() - self.marginal.clamp(min=1e-9).log()
+        return score.clamp(-LARGEST_MARGINAL_SCORE, LARGEST_MARGINAL_SCORE)
+
+
+# ------------------------------------------------------------------------------------------------
+# where the student is trained
+
+
+@torch.no_grad()
+def own_states(student, batch_size, sampler):
+    """States x_t (B, L) and their times t (B,) of the student's own sampler, the largest t first.
+
+    For every text the number of steps n is one of STEP_COUNTS, and k < n steps have been made.
+    """
+    config, device = student.config, next(student.parameters()).device
+    n = torch.tensor(STEP_COUNTS)[torch.randint(len(STEP_COUNTS), (batch_size,))]
+    k, order = (torch.rand(batch_size) * n).long().sort(descending=True)
+    n = n[order]  # on the CPU, where splitting the batch needs no sync
+    x_t = sample_source((batch_size, config.block_size), config, device)
+    for i in range(k[0]):
+        moving = int((k > i).sum())  # rows [:moving] make step i
+        t = grid_time(i, n[:moving], sampler.grid_power).to(device)
+        h = grid_time(i + 1, n[:moving], sampler.grid_power).to(device) - t
+        x_t[:moving] = sampler_step(student, x_t[:moving], t, h, None, sampler)
+    return x_t, grid_time(k, n, sampler.grid_power).to(device)
+
+
+# ------------------------------------------------------------------------------------------------
+# the loss
+
+
+def draw_texts(p, shared_noise):
+    """Texts x (B, L) of the student, from p (B, L, V)."""
+    return draw_with_shared_noise(p) if shared_noise else categorical(p)
+
+
+def score(log_f, log_a):
+    """log f - log a, (B, L, V): positive for tokens that the student writes too rarely."""
+    return (log_f - log_a).clamp(-LARGEST_SCORE, LARGEST_SCORE)
+
+
+def matching_loss(student, ema, dfm, auxiliary, settings):
+    """The loss of student and auxiliary together, mean nats per token: they share no weights, so
+    one backward pass trains both. `settings` are train.py's: batch_size, marginal_weight, anchor.
+
+    `ema` is the student's, whose sampler makes the states x_t.
+    """
+    config = student.config
+    sampler = Sampler().for_network(config)
+
+    # 1. the student writes
+    x_t, t = own_states(ema, settings.batch_size, sampler)
+    logits = text_logits(student(x_t, t), config)  # (B, L, V)
+    p = logits.softmax(-1)
+    with torch.no_grad():
+        x = draw_texts(p, sampler.shared_noise)  # (B, L)
+
+    # 2. its text is noised to a later time s, where f and a predict it
+    s = t.clamp(min=EARLIEST)
+    s = s + (LATEST - s) * torch.rand_like(s)
+    z = sample_path(x, s, config)
+    with torch.no_grad():
+        log_f = text_logits(dfm(z, s), config).log_softmax(-1)
+    log_a = text_logits(auxiliary(z, s), config).log_softmax(-1)
+
+    # 3. the auxiliary learns what the student writes
+    auxiliary_loss = F.nll_loss(log_a.flatten(0, 1), x.flatten())
+
+    # 4. the student learns what text has more of
+    with torch.no_grad():
+        gain = score(log_f, log_a) + settings.marginal_weight * auxiliary.marginal_score(p)
+    return auxiliary_loss - (p * gain).sum(-1).mean()

@@ -1,0 +1,273 @@
+"""Checks matching.py: in the exact world a student learns to write true texts in one step; its
+gradient is the loss's, and reaches nothing else; its states are those of its own sampler."""
+
+import copy
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from exact import world_config
+
+import matching
+from experiments.one_step import kl, written_texts
+from flow import Sampler, categorical, draw_with_shared_noise, kappa, sample_source
+from matching import Auxiliary, draw_texts, marginal_of, matching_loss, own_states, score
+from model import ModelConfig, Transformer
+from toy import TEXT, L, V
+
+SETTINGS = SimpleNamespace(batch_size=4096, marginal_weight=0.0)
+CONFIG = ModelConfig(
+    vocab_size=7, block_size=5, n_layer=1, n_head=2, dim=16, cond_dim=8, update="renoise"
+)
+
+
+# ------------------------------------------------------------------------------------------------
+# the exact world: two tokens, four symbols, one step
+
+
+class TableStudent(nn.Module):
+    """logits of each of the 16 states x_t (B, 2), whatever t."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = world_config("uniform")
+        self.table = nn.Parameter(0.01 * torch.randn(V**L, L, V))
+
+    def forward(self, x_t, t, h=None):
+        return self.table[x_t[:, 0] * V + x_t[:, 1]]
+
+
+def exact_logits(texts, z, s):
+    """log p(x_1[i] | z), (B, L, V), at times s (B,), for texts (V, V) of this distribution, by
+    Bayes' rule."""
+    s = s[:, None, None]
+    likely = s * F.one_hot(z, V) + (1 - s) / V  # (B, L, V): p(z[i] | x_1[i])
+    joint = texts * likely[:, 0, :, None] * likely[:, 1, None, :]  # (B, V, V)
+    marginals = torch.stack([joint.sum(2), joint.sum(1)], dim=1)  # (B, L, V)
+    return (marginals / marginals.sum(-1, keepdim=True)).log()
+
+
+class ExactAuxiliary:
+    """Knows the student's texts of one step."""
+
+    def __init__(self, student):
+        self.student = student
+
+    def __call__(self, z, s):
+        return exact_logits(texts_of(self.student), z, s)
+
+    def marginal_score(self, p):
+        return torch.zeros(p.shape[1:])
+
+
+def texts_of(student):
+    """The distribution (V, V) of the texts that it writes in one step."""
+    p = student.table.detach().softmax(-1)  # (16, L, V)
+    return torch.from_numpy(written_texts(p.numpy()))
+
+
+def test_one_step_of_the_student_writes_true_texts(monkeypatch):
+    """From the product of marginals (0.9 nats) to below 0.01, with sampled x, s and z."""
+    monkeypatch.setattr(matching, "STEP_COUNTS", (1,))
+    student = TableStudent()
+    auxiliary, dfm = ExactAuxiliary(student), partial(exact_logits, torch.from_numpy(TEXT))
+    optimizer = torch.optim.Adam([student.table], 0.1)
+    assert kl(texts_of(student).numpy(), TEXT) > 0.8
+    for i in range(150):
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 - i / 150)
+        optimizer.zero_grad()
+        matching_loss(student, student, dfm, auxiliary, SETTINGS).backward()
+        optimizer.step()
+    assert kl(texts_of(student).numpy(), TEXT) < 0.01
+
+
+# ------------------------------------------------------------------------------------------------
+# the loss and its gradient
+
+
+def small_networks(marginal_weight=1.0):
+    """student, frozen DFM, auxiliary and settings. Their weights are large enough to differ, the
+    gates of adaLN among them, which start at zero."""
+    networks = []
+    for _ in range(3):
+        network = Transformer(CONFIG)
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, std=0.3)
+        networks.append(network)
+    student, dfm, other = networks
+    dfm.requires_grad_(False).eval()
+    auxiliary = Auxiliary(dfm).eval()
+    auxiliary.network.load_state_dict(other.state_dict())
+    return student, dfm, auxiliary, SimpleNamespace(batch_size=6, marginal_weight=marginal_weight)
+
+
+def test_the_gradient_is_that_of_finite_differences(monkeypatch):
+    """Of student and auxiliary, with texts x and scores that stay: neither has a gradient."""
+    student, dfm, auxiliary, settings = small_networks()
+    ema, x, scores = copy.deepcopy(student), torch.arange(30).view(6, 5) % 7, []
+    monkeypatch.setattr(matching, "draw_texts", lambda p, shared_noise: x)
+
+    def first_score(log_f, log_a):
+        scores.append(scores[0] if scores else score(log_f, log_a))
+        return scores[0]
+
+    monkeypatch.setattr(matching, "score", first_score)
+
+    def loss():
+        torch.manual_seed(1)
+        return matching_loss(student, ema, dfm, auxiliary, settings)
+
+    loss().backward()
+    for network in (student, auxiliary.network):
+        for name in ("output_layer.linear.weight", "embedding.weight", "blocks.0.mlp.0.weight"):
+            parameter = network.get_parameter(name)
+            gradient = parameter.grad / parameter.grad.norm()
+            direction = gradient + torch.randn_like(gradient) / gradient.numel() ** 0.5
+            with torch.no_grad():
+                parameter.add_(0.01 * direction)
+                above = loss().item()
+                parameter.sub_(0.02 * direction)
+                below = loss().item()
+                parameter.add_(0.01 * direction)
+            slope = (parameter.grad * direction).sum().item()
+            assert (above - below) / 0.02 == pytest.approx(slope, rel=0.01)
+
+
+def test_each_network_has_its_own_part_of_the_loss(monkeypatch):
+    """The auxiliary's gradient is that of its cross entropy alone, the student's is another if the
+    score changes, and the DFM and the EMA have none."""
+    student, dfm, auxiliary, settings = small_networks()
+    dfm.requires_grad_(True)
+    ema = copy.deepcopy(student)
+    gradients = []
+    for weight in (0.0, 1.0):
+        auxiliary.marginal[:, 0] = 0.9  # the student writes token 0 too often
+        settings.marginal_weight = weight
+        torch.manual_seed(2)
+        student.zero_grad()
+        auxiliary.zero_grad()
+        matching_loss(student, ema, dfm, auxiliary, settings).backward()
+        gradients.append([
+            torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+            for network in (student, auxiliary.network)
+        ])
+    assert torch.equal(gradients[0][1], gradients[1][1])
+    assert not torch.allclose(gradients[0][0], gradients[1][0])
+    assert all(p.grad is None for network in (dfm, ema) for p in network.parameters())
+
+    # the auxiliary's part, once more
+    torch.manual_seed(2)
+    sampler = Sampler().for_network(CONFIG)
+    x_t, t = own_states(ema, settings.batch_size, sampler)
+    p = student(x_t, t).softmax(-1)
+    x = draw_texts(p, False)
+    s = t.clamp(min=matching.EARLIEST)
+    s = s + (matching.LATEST - s) * torch.rand_like(s)
+    z = matching.sample_path(x, s, CONFIG)
+    auxiliary.zero_grad()
+    F.cross_entropy(auxiliary(z, s).transpose(1, 2), x).backward()
+    again = torch.cat([p.grad.flatten() for p in auxiliary.network.parameters()])
+    torch.testing.assert_close(again, gradients[0][1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_token_that_is_written_too_often_becomes_rarer():
+    """With f and a apart at one token alone, the gradient of its logit is positive."""
+    log_f = torch.full((1, 1, 4), 0.25).log()
+    log_a = torch.tensor([[[0.7, 0.1, 0.1, 0.1]]]).log()
+    logits = torch.zeros(1, 1, 4, requires_grad=True)
+    (-(logits.softmax(-1) * score(log_f, log_a)).sum()).backward()
+    assert logits.grad[0, 0, 0] > 0 and (logits.grad[0, 0, 1:] < 0).all()
+    assert score(torch.tensor(-1.0), torch.tensor(-99.0)) == matching.LARGEST_SCORE
+
+
+def test_texts_are_drawn_as_they_will_be_sampled():
+    p = torch.rand(3, 4, 5)
+    for shared_noise, draw in ((True, draw_with_shared_noise), (False, categorical)):
+        torch.manual_seed(3)
+        expected = draw(p)
+        torch.manual_seed(3)
+        assert torch.equal(draw_texts(p, shared_noise), expected)
+
+
+# ------------------------------------------------------------------------------------------------
+# the marginals
+
+
+def test_the_marginals():
+    """Those of the DFM are its prediction for noise; the student's are a running mean, which
+    validation leaves alone; the score is the log of their ratio."""
+    dfm = small_networks()[1]
+    torch.manual_seed(4)
+    auxiliary = Auxiliary(dfm)
+    torch.manual_seed(4)
+    x_0 = sample_source((64, 5), CONFIG)
+    expected = dfm(x_0, torch.zeros(64)).softmax(-1).mean(0)
+    torch.testing.assert_close(auxiliary.text_marginal, expected)
+    torch.manual_seed(4)
+    torch.testing.assert_close(marginal_of(dfm), expected)
+    torch.testing.assert_close(auxiliary.marginal, expected)
+
+    p = F.one_hot(torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6]]), 7).float()  # (2, 5, 7)
+    auxiliary.eval().marginal_score(p)
+    torch.testing.assert_close(auxiliary.marginal, expected)
+    found = auxiliary.train().marginal_score(p)
+    mean = 0.99 * expected + 0.01 * p.mean(0)
+    torch.testing.assert_close(auxiliary.marginal, mean)
+    torch.testing.assert_close(found, (expected / mean).log().clamp(-2, 2))
+    assert found[0, 1] < 0 < found[0, 2]
+    for _ in range(2000):
+        found = auxiliary.marginal_score(p)
+    assert found[0, 1] >= -2 and (found[0, 2:] == 2).all()  # held
+
+
+# ------------------------------------------------------------------------------------------------
+# the states
+
+
+class SureNetwork(nn.Module):
+    """Predicts token 3 everywhere, and remembers what it was asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = CONFIG
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.calls = []
+
+    def forward(self, x_t, t, h=None):
+        self.calls.append((x_t.clone(), t, h))
+        return 99.0 * F.one_hot(torch.full_like(x_t, 3), 7)
+
+
+def test_the_states_are_those_of_the_students_sampler():
+    """Steps of 2, 4 and 8, each as often as the others, at every one of their times; a state at t
+    has kappa(t) + (1 - kappa(t)) / V of the token that the network is sure of."""
+    network, n = SureNetwork(), 30_000
+    x_t, t = own_states(network, n, Sampler().for_network(CONFIG))
+    assert x_t.shape == (n, 5) and (t.diff() <= 0).sum() > 0
+    # P(time): n is each of three, and each of its n times is as likely
+    expected = {}
+    for count in (2, 4, 8):
+        for i in range(count):
+            time = 1 - (1 - i / count) ** 2
+            expected[time] = expected.get(time, 0) + 1 / (3 * count)
+    times, counts = t.unique(return_counts=True)
+    assert times.tolist() == pytest.approx(sorted(expected))
+    for time, count in zip(times.tolist(), counts.tolist()):
+        chance = expected[min(expected, key=lambda known: abs(known - time))]
+        assert abs(count - n * chance) < 5 * (n * chance * (1 - chance)) ** 0.5
+        share = kappa(time) + (1 - kappa(time)) / 7
+        found = (x_t[t == time] == 3).float().mean().item()
+        assert abs(found - share) < 5 * (share * (1 - share) / (5 * count)) ** 0.5 + 1e-6
+
+
+def test_only_texts_that_move_are_computed():
+    """Step i has the rows that make more than i steps, at their own times."""
+    network = SureNetwork()
+    _, t = own_states(network, 64, Sampler().for_network(CONFIG))
+    sizes = [len(x_t) for x_t, _, _ in network.calls]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] == (t > 0).sum()
+    assert len(sizes) <= 7 and (network.calls[0][1] == 0).all()
+    assert (network.calls[0][1] + network.calls[0][2] <= t[: sizes[0]] + 1e-6).all()
