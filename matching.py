@@ -19,12 +19,14 @@ Where a is above f, the student writes that token too often in that context:
 with no gradient through x, z, f and a. If the student's texts are distributed as the DFM's, then
 a = f, and nothing moves. experiments/one_step.py does this in an exact world.
 
-At s = 0 z says nothing, and the posterior is the marginal distribution of each token. There a
-running mean of p knows more than a network that lags behind, and the marginals have a term of their
-own. Without it the student keeps to the few texts that it can write best (docs/beyond.md).
-
 The states x_t are those that the student's own sampler visits in few steps, flow.renoise: to draw a
 whole text and noise it afresh is what makes p(y | x_t) a distribution of texts. No text is read.
+
+Two terms keep the student from the few texts that it can write best (docs/beyond.md):
+
+    marginals   At s = 0 z says nothing, and the posterior is the marginal distribution of each
+                token. There a running mean of p knows more than a network that lags behind.
+    anchor      KL(p || f(x_t, t)). At t = 0, where nothing is decided yet, it is strong.
 
 Sources: DMD (Yin et al. 2024) for images; IDLM (arXiv 2602.19066) and D-MMD (2603.20155) for
 tokens. The marginals, the shared noise and the states of the sampler are ours. Before: distill.py.
@@ -46,6 +48,7 @@ STEP_COUNTS = (2, 4, 8)  # of the student's sampler in training
 EARLIEST, LATEST = 0.02, 0.98  # s: before, marginals; after, the text is there already
 LARGEST_SCORE, LARGEST_MARGINAL_SCORE = 5, 2  # of a difference of log probabilities
 MARGINAL_DECAY = 0.99  # of the running mean, in updates
+ANCHOR_AT_0 = 2.0
 
 # ------------------------------------------------------------------------------------------------
 # what the student writes: a network's view, and the marginals
@@ -115,6 +118,14 @@ def draw_texts(p, shared_noise):
     return draw_with_shared_noise(p) if shared_noise else categorical(p)
 
 
+def anchor(p, x_t, t, dfm, weight):
+    """The weighted KL(p || f(x_t, t)) of each token, (B, L) nats."""
+    with torch.no_grad():
+        log_f = text_logits(dfm(x_t, t), dfm.config).log_softmax(-1)
+    kl = (p * (p.clamp(min=1e-30).log() - log_f)).sum(-1)  # (B, L)
+    return torch.where(t == 0, ANCHOR_AT_0, weight)[:, None] * kl
+
+
 def score(log_f, log_a):
     """log f - log a, (B, L, V): positive for tokens that the student writes too rarely."""
     return (log_f - log_a).clamp(-LARGEST_SCORE, LARGEST_SCORE)
@@ -150,4 +161,5 @@ def matching_loss(student, ema, dfm, auxiliary, settings):
     # 4. the student learns what text has more of
     with torch.no_grad():
         gain = score(log_f, log_a) + settings.marginal_weight * auxiliary.marginal_score(p)
-    return auxiliary_loss - (p * gain).sum(-1).mean()
+    loss = anchor(p, x_t, t, dfm, settings.anchor) - (p * gain).sum(-1)  # (B, L)
+    return loss.mean() + auxiliary_loss

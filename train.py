@@ -100,6 +100,7 @@ class Config:
     # distribution matching (dmd)
     auxiliary_rate: float = setting(5.0, "the auxiliary's learning rate is X times as high", 0, 1e3)
     marginal_weight: float = setting(4.0, "of the marginals in the student's loss", 0, 1e3)
+    anchor: float = setting(0.1, "of KL(student || DFM) in the student's loss", 0, 1e3)
     shared_noise: str = setting("on", "tokens of a text draw together", choices=("on", "off"))
 
 

@@ -14,11 +14,11 @@ from exact import world_config
 import matching
 from experiments.one_step import kl, written_texts
 from flow import Sampler, categorical, draw_with_shared_noise, kappa, sample_source
-from matching import Auxiliary, draw_texts, marginal_of, matching_loss, own_states, score
+from matching import Auxiliary, anchor, draw_texts, marginal_of, matching_loss, own_states, score
 from model import ModelConfig, Transformer
 from toy import TEXT, L, V
 
-SETTINGS = SimpleNamespace(batch_size=4096, marginal_weight=0.0)
+SETTINGS = SimpleNamespace(batch_size=4096, marginal_weight=0.0, anchor=0.0)
 CONFIG = ModelConfig(
     vocab_size=7, block_size=5, n_layer=1, n_head=2, dim=16, cond_dim=8, update="renoise"
 )
@@ -70,10 +70,13 @@ def texts_of(student):
 
 
 def test_one_step_of_the_student_writes_true_texts(monkeypatch):
-    """From the product of marginals (0.9 nats) to below 0.01, with sampled x, s and z."""
+    """From the product of marginals (0.9 nats) to below 0.01, with sampled x, s and z. The anchor,
+    which would keep the first step where it is, is off."""
     monkeypatch.setattr(matching, "STEP_COUNTS", (1,))
+    monkeypatch.setattr(matching, "ANCHOR_AT_0", 0.0)
     student = TableStudent()
     auxiliary, dfm = ExactAuxiliary(student), partial(exact_logits, torch.from_numpy(TEXT))
+    dfm.config = student.config
     optimizer = torch.optim.Adam([student.table], 0.1)
     assert kl(texts_of(student).numpy(), TEXT) > 0.8
     for i in range(150):
@@ -101,7 +104,8 @@ def small_networks(marginal_weight=1.0):
     dfm.requires_grad_(False).eval()
     auxiliary = Auxiliary(dfm).eval()
     auxiliary.network.load_state_dict(other.state_dict())
-    return student, dfm, auxiliary, SimpleNamespace(batch_size=6, marginal_weight=marginal_weight)
+    settings = SimpleNamespace(batch_size=6, marginal_weight=marginal_weight, anchor=0.3)
+    return student, dfm, auxiliary, settings
 
 
 def test_the_gradient_is_that_of_finite_differences(monkeypatch):
@@ -171,6 +175,16 @@ def test_each_network_has_its_own_part_of_the_loss(monkeypatch):
     F.cross_entropy(auxiliary(z, s).transpose(1, 2), x).backward()
     again = torch.cat([p.grad.flatten() for p in auxiliary.network.parameters()])
     torch.testing.assert_close(again, gradients[0][1], rtol=1e-4, atol=1e-6)
+
+
+def test_the_anchor():
+    """KL(p || f(x_t, t)) of each token, with one weight at t = 0 and another elsewhere."""
+    dfm = small_networks()[1]
+    x_t, t = torch.randint(7, (3, 5)), torch.tensor([0.0, 0.3, 0.9])
+    p = torch.randn(3, 5, 7).softmax(-1)
+    expected = F.kl_div(dfm(x_t, t).log_softmax(-1), p, reduction="none").sum(-1)
+    weights = torch.tensor([matching.ANCHOR_AT_0, 0.3, 0.3])[:, None]
+    torch.testing.assert_close(anchor(p, x_t, t, dfm, 0.3), weights * expected)
 
 
 def test_a_token_that_is_written_too_often_becomes_rarer():
