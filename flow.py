@@ -154,6 +154,11 @@ def draw_with_shared_noise(p):
     return (p / race.clamp(min=1e-30)).argmax(-1)
 
 
+def draw_texts(p, shared_noise):
+    """x_1 ~ p (B, L, V), every token independently or with shared noise: (B, L) int64."""
+    return draw_with_shared_noise(p) if shared_noise else categorical(p)
+
+
 # ------------------------------------------------------------------------------------------------
 # one step: cumulative scalar and jump
 
@@ -233,7 +238,7 @@ def renoise(x_t, logits, t, h, config, last=None, shared_noise=False):
     """
     t, h = t.reshape(len(x_t), -1), h.reshape(len(x_t), -1)  # (B, 1) or (B, L)
     p = posterior(logits, config)  # (B, L, n_tokens)
-    x_1 = draw_with_shared_noise(p) if shared_noise else categorical(p)  # (B, L)
+    x_1 = draw_texts(p, shared_noise)  # (B, L)
     if config.source == "mask":  # an unmasked token is known
         x_1 = torch.where(x_t == config.mask_id, x_1, x_t)
     end = kappa(t + h, config.exponent)

@@ -40,8 +40,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from flow import (
-    Sampler, categorical, draw_with_shared_noise, grid_time, sample_path, sample_source,
-    sampler_step, text_logits,
+    Sampler, draw_texts, grid_time, sample_path, sample_source, sampler_step, text_logits,
 )
 
 STEP_COUNTS = (2, 4, 8)  # of the student's sampler in training
@@ -92,9 +91,10 @@ class Auxiliary(nn.Module):
 
 @torch.no_grad()
 def own_states(student, batch_size, sampler):
-    """States x_t (B, L) and their times t (B,) of the student's own sampler, the largest t first.
+    """States x_t (B, L) and their times t (B,) of the student's own sampler.
 
-    For every text the number of steps n is one of STEP_COUNTS, and k < n steps have been made.
+    For every text the number of steps n is one of STEP_COUNTS, and k < n steps have been made; the
+    largest k come first.
     """
     config, device = student.config, next(student.parameters()).device
     n = torch.tensor(STEP_COUNTS)[torch.randint(len(STEP_COUNTS), (batch_size,))]
@@ -113,11 +113,6 @@ def own_states(student, batch_size, sampler):
 # the loss
 
 
-def draw_texts(p, shared_noise):
-    """Texts x (B, L) of the student, from p (B, L, V)."""
-    return draw_with_shared_noise(p) if shared_noise else categorical(p)
-
-
 def anchor(p, x_t, t, dfm, weight):
     """The weighted KL(p || f(x_t, t)) of each token, (B, L) nats."""
     with torch.no_grad():
@@ -133,9 +128,11 @@ def score(log_f, log_a):
 
 def matching_loss(student, ema, dfm, auxiliary, settings):
     """The loss of student and auxiliary together, mean nats per token: they share no weights, so
-    one backward pass trains both. `settings` are train.py's: batch_size, marginal_weight, anchor.
+    one backward pass trains both. Its value does not say how good the texts are, since each of the
+    two moves what the other is measured by.
 
-    `ema` is the student's, whose sampler makes the states x_t.
+    `ema` is the student's: its sampler makes the states x_t. `settings` are train.py's: batch_size,
+    marginal_weight, anchor.
     """
     config = student.config
     sampler = Sampler().for_network(config)

@@ -99,7 +99,7 @@ class Config:
     ema_warmup: str = setting("on", "lower EMA decay at first", choices=("on", "off"))
     # distribution matching (dmd)
     auxiliary_rate: float = setting(5.0, "the auxiliary's learning rate is X times as high", 0, 1e3)
-    marginal_weight: float = setting(4.0, "of the marginals in the student's loss", 0, 1e3)
+    marginal_weight: float = setting(6.0, "of the marginals in the student's loss", 0, 1e3)
     anchor: float = setting(0.1, "of KL(student || DFM) in the student's loss", 0, 1e3)
     shared_noise: str = setting("on", "tokens of a text draw together", choices=("on", "off"))
 
@@ -112,39 +112,43 @@ NETWORK = (
 # Sizes: overrides of the defaults for every stage, then for one stage. Learning rates, warm-up and
 # the EMA decay belong to the length of a run, and so to its size. The paper's are of 128 sequences
 # an iteration, 96 for the student, on one GPU: with N GPUs divide --accumulation by N.
+DMD = {"optimizer": "adamw", "weight_decay": 0.0, "ema_decay": 0.99, "validate_every": 200}
+DMD_STORIES = DMD | {"iterations": 2000, "learning_rate": 4e-4}
+DMD_TEXT = DMD | {
+    "iterations": 800, "learning_rate": 2e-4, "anchor": 0.2, "marginal_weight": 1.0,
+    "shared_noise": "off",
+}
 REAL_TEXT = {"positions": "rotary", "loss_weight_max": 2.0}
 PAPER_RUN = REAL_TEXT | {
     "block_size": 1024, "dropout": 0.1, "warmup": 10_000, "decay": 0.9, "ema_decay": 0.9995,
     "validate_every": 5000, "learning_rate": 3e-4, "iterations": 1_000_000,
     "judge": {"iterations": 100_000},
-}
-DMD = {
-    "iterations": 1200, "optimizer": "adamw", "learning_rate": 4e-4, "weight_decay": 0.0,
-    "ema_decay": 0.99, "validate_every": 200,
+    "dmd": DMD_TEXT | {"iterations": 20_000},
 }
 PRESETS = {
     "tiny": REAL_TEXT | {
         "block_size": 32, "n_layer": 2, "n_head": 2, "dim": 64, "cond_dim": 32, "iterations": 60,
         "learning_rate": 6e-3, "warmup": 5, "validate_every": 30,
         "fsdfm": {"iterations": 30, "learning_rate": 6e-4},
-        "dmd": DMD | {"iterations": 30, "validate_every": 30, "shared_noise": "off"},
+        "dmd": DMD_TEXT | {"iterations": 30, "validate_every": 30},
     },
     "cpu": {
         "judge": {"iterations": 300, "dropout": 0.1, "learning_rate": 5e-3},
         "fsdfm": {"iterations": 1500, "learning_rate": 1.2e-3},
-        "dmd": DMD,
+        "dmd": DMD_STORIES,
     },
     "cpu-long": {
         "iterations": 20_000, "validate_every": 1000, "given_share": 0.25,
         "judge": {"iterations": 1000, "dropout": 0.1, "learning_rate": 5e-3},
         "fsdfm": {"iterations": 6000, "learning_rate": 1.2e-3},
-        "dmd": DMD,
+        "dmd": DMD_STORIES,
     },
     "cpu-text": REAL_TEXT | {
         "n_layer": 3, "n_head": 2, "iterations": 1500, "learning_rate": 5e-3,
         "validate_every": 200,
         "judge": {"iterations": 300, "dropout": 0.1},
         "fsdfm": {"iterations": 1200, "learning_rate": 1.2e-3},
+        "dmd": DMD_TEXT,
     },
     "gpu": REAL_TEXT | {
         "block_size": 256, "n_layer": 8, "n_head": 8, "dim": 512, "cond_dim": 128,
@@ -152,6 +156,7 @@ PRESETS = {
         "ema_decay": 0.99, "validate_every": 1000,
         "judge": {"iterations": 2000, "dropout": 0.1},
         "fsdfm": {"iterations": 3000, "learning_rate": 5e-4},
+        "dmd": DMD_TEXT | {"iterations": 3000},
     },
     "paper-small": PAPER_RUN | {
         "n_layer": 12, "n_head": 12, "dim": 768, "cond_dim": 128, "batch_size": 16,

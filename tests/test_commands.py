@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -365,6 +366,28 @@ def test_one_ablation(trained, tmp_path):
     assert "finished" in again and again.splitlines()[-3:] == first.splitlines()[-3:]
 
 
+def test_the_comparison_of_students(trained, tmp_path):
+    """Only the longer DFM is trained, as long as DFM and dmd together; the table has a line for
+    every network and temperature."""
+    folder = tmp_path / "pydocs, seed 1"
+    folder.mkdir()
+    for stage in STAGES:
+        shutil.copy(trained / f"out/{stage}.pt", folder)
+    command = ["experiments/beyond.py", *TINY, "--num-samples", 2, "--out", tmp_path]
+    printed = run(trained, *command).stdout
+    assert printed.count("is finished") == 4
+    dfm, dmd, longer = (load(folder / f"{name}.pt") for name in ("dfm", "dmd", "longer/dfm"))
+    per_iteration = dfm["seconds"] / dfm["iteration"]
+    added = (longer["iteration"] - dfm["iteration"]) * per_iteration
+    assert added == pytest.approx(dmd["seconds"], abs=per_iteration)
+    lines = (tmp_path / "pydocs.md").read_text().splitlines()
+    names = [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]]
+    assert Counter(names) == dict.fromkeys(
+        ["DFM", "longer DFM", "FS-DFM", "distribution matching"], 4
+    )
+    assert (tmp_path / "pydocs.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
 def test_what_is_measured_is_not_measured_again(trained):
     before = (trained / "out/eval.json").read_text()
     printed = run(trained, "eval.py", *FEW_SAMPLES).stdout
@@ -481,7 +504,9 @@ def test_a_run_cut_short_goes_on_to_the_same_weights(trained, tmp_path, stage):
 # --help
 
 SCRIPTS = ["data/prepare.py", "train.py", "sample.py", "eval.py", "plot.py"]
-SCRIPTS += [f"experiments/{name}.py" for name in ("heldout", "ablate", "bench", "agreement")]
+SCRIPTS += [f"experiments/{name}.py" for name in (
+    "heldout", "ablate", "bench", "agreement", "beyond", "one_step"
+)]
 
 # prints what a script's parser knows of each argument, instead of parsing
 PRINT_ARGUMENTS = """

@@ -13,8 +13,8 @@ from exact import world_config
 
 import matching
 from experiments.one_step import kl, written_texts
-from flow import Sampler, categorical, draw_with_shared_noise, kappa, sample_source
-from matching import Auxiliary, anchor, draw_texts, marginal_of, matching_loss, own_states, score
+from flow import Sampler, categorical, draw_texts, draw_with_shared_noise, kappa, sample_source
+from matching import Auxiliary, anchor, marginal_of, matching_loss, own_states, score
 from model import ModelConfig, Transformer
 from toy import TEXT, L, V
 
