@@ -76,13 +76,18 @@ class Auxiliary(nn.Module):
     def forward(self, z, s):
         return self.network(z, s)
 
-    def marginal_score(self, p):
+    def marginal_score(self, p, t):
         """log of how often a token stands at its place in the DFM's texts, minus the same of the
-        student's texts, (L, V). p (B, L, V) joins the running mean, in training only."""
+        student's texts, (B, L, V); 0 in rows at t = 0, which are the anchor's. In training
+        p (B, L, V) of the other rows joins the running mean."""
+        later = (t > 0).float()  # (B,)
         if self.training:
-            self.marginal.lerp_(p.detach().mean(0), 1 - MARGINAL_DECAY)
+            rows = later.sum()
+            mean = (later[:, None, None] * p.detach()).sum(0) / rows.clamp(min=1)  # (L, V)
+            self.marginal.lerp_(mean, (1 - MARGINAL_DECAY) * (rows > 0))
         score = self.text_marginal.log() - self.marginal.clamp(min=1e-9).log()
-        return score.clamp(-LARGEST_MARGINAL_SCORE, LARGEST_MARGINAL_SCORE)
+        score = score.clamp(-LARGEST_MARGINAL_SCORE, LARGEST_MARGINAL_SCORE)  # (L, V)
+        return later[:, None, None] * score
 
 
 # ------------------------------------------------------------------------------------------------
@@ -157,6 +162,6 @@ def matching_loss(student, ema, dfm, auxiliary, settings):
 
     # 4. the student learns what text has more of
     with torch.no_grad():
-        gain = score(log_f, log_a) + settings.marginal_weight * auxiliary.marginal_score(p)
+        gain = score(log_f, log_a) + settings.marginal_weight * auxiliary.marginal_score(p, t)
     loss = anchor(p, x_t, t, dfm, settings.anchor) - (p * gain).sum(-1)  # (B, L)
     return loss.mean() + auxiliary_loss

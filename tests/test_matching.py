@@ -59,8 +59,8 @@ class ExactAuxiliary:
     def __call__(self, z, s):
         return exact_logits(texts_of(self.student), z, s)
 
-    def marginal_score(self, p):
-        return torch.zeros(p.shape[1:])
+    def marginal_score(self, p, t):
+        return torch.zeros_like(p)
 
 
 def texts_of(student):
@@ -224,17 +224,20 @@ def test_the_marginals():
     torch.testing.assert_close(marginal_of(dfm), expected)
     torch.testing.assert_close(auxiliary.marginal, expected)
 
-    p = F.one_hot(torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6]]), 7).float()  # (2, 5, 7)
-    auxiliary.eval().marginal_score(p)
+    rows = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6], [0, 0, 0, 0, 0]])
+    p, t = F.one_hot(rows, 7).float(), torch.tensor([0.5, 0.9, 0.0])  # (3, 5, 7): one at t = 0
+    auxiliary.eval().marginal_score(p, t)
     torch.testing.assert_close(auxiliary.marginal, expected)
-    found = auxiliary.train().marginal_score(p)
-    mean = 0.99 * expected + 0.01 * p.mean(0)
+    found = auxiliary.train().marginal_score(p, t)
+    mean = 0.99 * expected + 0.01 * p[:2].mean(0)
     torch.testing.assert_close(auxiliary.marginal, mean)
-    torch.testing.assert_close(found, (expected / mean).log().clamp(-2, 2))
-    assert found[0, 1] < 0 < found[0, 2]
+    torch.testing.assert_close(found[:2], (expected / mean).log().clamp(-2, 2).expand(2, -1, -1))
+    assert (found[2] == 0).all() and found[0, 0, 1] < 0 < found[0, 0, 2]
+    auxiliary.marginal_score(p, torch.zeros(3))  # nothing to learn from
+    torch.testing.assert_close(auxiliary.marginal, mean)
     for _ in range(2000):
-        found = auxiliary.marginal_score(p)
-    assert found[0, 1] >= -2 and (found[0, 2:] == 2).all()  # held
+        found = auxiliary.marginal_score(p, t)
+    assert found[0, 0, 1] >= -2 and (found[0, 0, 2:] == 2).all()  # held
 
 
 # ------------------------------------------------------------------------------------------------
