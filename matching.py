@@ -25,7 +25,8 @@ whole text and noise it afresh is what makes p(y | x_t) a distribution of texts.
 Two terms keep the student from the few texts that it can write best (docs/beyond.md):
 
     marginals   At s = 0 z says nothing, and the posterior is the marginal distribution of each
-                token. There a running mean of p knows more than a network that lags behind.
+                token. There a running mean of p, over last steps, replaces the auxiliary: which of
+                two very different texts is written too often, no later z can tell.
     anchor      KL(p || f(x_t, t)). At t = 0, where nothing is decided yet, it is strong.
 
 Sources: DMD (Yin et al. 2024) for images; IDLM (arXiv 2602.19066) and D-MMD (2603.20155) for
@@ -76,18 +77,20 @@ class Auxiliary(nn.Module):
     def forward(self, z, s):
         return self.network(z, s)
 
-    def marginal_score(self, p, t):
+    def marginal_score(self, p, t, last):
         """log of how often a token stands at its place in the DFM's texts, minus the same of the
-        student's texts, (B, L, V); 0 in rows at t = 0, which are the anchor's. In training
-        p (B, L, V) of the other rows joins the running mean."""
-        later = (t > 0).float()  # (B,)
+        student's texts, (B, L, V); 0 in rows at t = 0, which are the anchor's.
+
+        The student's texts are those of the `last` (B,) steps. In training their p (B, L, V) joins
+        the running mean.
+        """
         if self.training:
-            rows = later.sum()
-            mean = (later[:, None, None] * p.detach()).sum(0) / rows.clamp(min=1)  # (L, V)
-            self.marginal.lerp_(mean, (1 - MARGINAL_DECAY) * (rows > 0))
+            rows = last.float()[:, None, None]
+            mean = (rows * p.detach()).sum(0) / rows.sum().clamp(min=1)  # (L, V)
+            self.marginal.lerp_(mean, (1 - MARGINAL_DECAY) * last.any())
         score = self.text_marginal.log() - self.marginal.clamp(min=1e-9).log()
         score = score.clamp(-LARGEST_MARGINAL_SCORE, LARGEST_MARGINAL_SCORE)  # (L, V)
-        return later[:, None, None] * score
+        return torch.where((t > 0)[:, None, None], score, 0)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -96,7 +99,8 @@ class Auxiliary(nn.Module):
 
 @torch.no_grad()
 def own_states(student, batch_size, sampler):
-    """States x_t (B, L) and their times t (B,) of the student's own sampler.
+    """States x_t (B, L) of the student's own sampler, their times t (B,), and (B,) bool whether the
+    next step is the last.
 
     For every text the number of steps n is one of STEP_COUNTS, and k < n steps have been made; the
     largest k come first.
@@ -111,7 +115,7 @@ def own_states(student, batch_size, sampler):
         t = grid_time(i, n[:moving], sampler.grid_power).to(device)
         h = grid_time(i + 1, n[:moving], sampler.grid_power).to(device) - t
         x_t[:moving] = sampler_step(student, x_t[:moving], t, h, None, sampler)
-    return x_t, grid_time(k, n, sampler.grid_power).to(device)
+    return x_t, grid_time(k, n, sampler.grid_power).to(device), (k == n - 1).to(device)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -143,7 +147,7 @@ def matching_loss(student, ema, dfm, auxiliary, settings):
     sampler = Sampler().for_network(config)
 
     # 1. the student writes
-    x_t, t = own_states(ema, settings.batch_size, sampler)
+    x_t, t, last = own_states(ema, settings.batch_size, sampler)
     logits = text_logits(student(x_t, t), config)  # (B, L, V)
     p = logits.softmax(-1)
     with torch.no_grad():
@@ -162,6 +166,6 @@ def matching_loss(student, ema, dfm, auxiliary, settings):
 
     # 4. the student learns what text has more of
     with torch.no_grad():
-        gain = score(log_f, log_a) + settings.marginal_weight * auxiliary.marginal_score(p, t)
+        gain = score(log_f, log_a) + settings.marginal_weight * auxiliary.marginal_score(p, t, last)
     loss = anchor(p, x_t, t, dfm, settings.anchor) - (p * gain).sum(-1)  # (B, L)
     return loss.mean() + auxiliary_loss
