@@ -25,8 +25,8 @@ whole text and noise it afresh is what makes p(y | x_t) a distribution of texts.
 Two terms keep the student from the few texts that it can write best (docs/beyond.md):
 
     marginals   At s = 0 z says nothing, and the posterior is the marginal distribution of each
-                token. There a running mean of p, over last steps, replaces the auxiliary: which of
-                two very different texts is written too often, no later z can tell.
+                token. There a running mean of p replaces the auxiliary: that one of two very
+                different texts is written too often, no later z can tell.
     anchor      KL(p || f(x_t, t)). At t = 0, where nothing is decided yet, it is strong.
 
 Sources: DMD (Yin et al. 2024) for images; IDLM (arXiv 2602.19066) and D-MMD (2603.20155) for
@@ -72,24 +72,26 @@ class Auxiliary(nn.Module):
         super().__init__()
         self.network = copy.deepcopy(dfm).requires_grad_(True)
         self.register_buffer("text_marginal", marginal_of(dfm))  # (L, V)
-        self.register_buffer("marginal", self.text_marginal.clone())  # (L, V), of the student
+        of_the_student = self.text_marginal.repeat(len(STEP_COUNTS), 1, 1)
+        self.register_buffer("marginals", of_the_student)  # (len(STEP_COUNTS), L, V)
 
     def forward(self, z, s):
         return self.network(z, s)
 
-    def marginal_score(self, p, t, last):
+    def marginal_score(self, p, t, which):
         """log of how often a token stands at its place in the DFM's texts, minus the same of the
         student's texts, (B, L, V); 0 in rows at t = 0, which are the anchor's.
 
-        The student's texts are those of the `last` (B,) steps. In training their p (B, L, V) joins
-        the running mean.
+        Texts of 2 steps and of 8 have marginals of their own: `which` (B,) says what each row's
+        number of steps is in STEP_COUNTS. In training p (B, L, V) joins their running means.
         """
         if self.training:
-            rows = last.float()[:, None, None]
-            mean = (rows * p.detach()).sum(0) / rows.sum().clamp(min=1)  # (L, V)
-            self.marginal.lerp_(mean, (1 - MARGINAL_DECAY) * last.any())
-        score = self.text_marginal.log() - self.marginal.clamp(min=1e-9).log()
-        score = score.clamp(-LARGEST_MARGINAL_SCORE, LARGEST_MARGINAL_SCORE)  # (L, V)
+            for i in range(len(STEP_COUNTS)):
+                rows = ((which == i) & (t > 0)).float()[:, None, None]  # (B, 1, 1)
+                mean = (rows * p.detach()).sum(0) / rows.sum().clamp(min=1)  # (L, V)
+                self.marginals[i].lerp_(mean, (1 - MARGINAL_DECAY) * (rows.sum() > 0))
+        score = self.text_marginal.log() - self.marginals.clamp(min=1e-9).log()  # (steps, L, V)
+        score = score.clamp(-LARGEST_MARGINAL_SCORE, LARGEST_MARGINAL_SCORE)[which]
         return torch.where((t > 0)[:, None, None], score, 0)
 
 
@@ -99,23 +101,22 @@ class Auxiliary(nn.Module):
 
 @torch.no_grad()
 def own_states(student, batch_size, sampler):
-    """States x_t (B, L) of the student's own sampler, their times t (B,), and (B,) bool whether the
-    next step is the last.
-
-    For every text the number of steps n is one of STEP_COUNTS, and k < n steps have been made; the
-    largest k come first.
+    """States x_t (B, L) of the student's own sampler, their times t (B,), and which of STEP_COUNTS
+    their number of steps is, (B,) int64. Of n steps k < n have been made; the largest k come first.
     """
     config, device = student.config, next(student.parameters()).device
-    n = torch.tensor(STEP_COUNTS)[torch.randint(len(STEP_COUNTS), (batch_size,))]
+    # on the CPU, where splitting the batch needs no sync
+    which = torch.randint(len(STEP_COUNTS), (batch_size,))
+    n = torch.tensor(STEP_COUNTS)[which]
     k, order = (torch.rand(batch_size) * n).long().sort(descending=True)
-    n = n[order]  # on the CPU, where splitting the batch needs no sync
+    n, which = n[order], which[order]
     x_t = sample_source((batch_size, config.block_size), config, device)
     for i in range(k[0]):
         moving = int((k > i).sum())  # rows [:moving] make step i
         t = grid_time(i, n[:moving], sampler.grid_power).to(device)
         h = grid_time(i + 1, n[:moving], sampler.grid_power).to(device) - t
         x_t[:moving] = sampler_step(student, x_t[:moving], t, h, None, sampler)
-    return x_t, grid_time(k, n, sampler.grid_power).to(device), (k == n - 1).to(device)
+    return x_t, grid_time(k, n, sampler.grid_power).to(device), which.to(device)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -147,7 +148,7 @@ def matching_loss(student, ema, dfm, auxiliary, settings):
     sampler = Sampler().for_network(config)
 
     # 1. the student writes
-    x_t, t, last = own_states(ema, settings.batch_size, sampler)
+    x_t, t, which = own_states(ema, settings.batch_size, sampler)
     logits = text_logits(student(x_t, t), config)  # (B, L, V)
     p = logits.softmax(-1)
     with torch.no_grad():
@@ -166,6 +167,7 @@ def matching_loss(student, ema, dfm, auxiliary, settings):
 
     # 4. the student learns what text has more of
     with torch.no_grad():
-        gain = score(log_f, log_a) + settings.marginal_weight * auxiliary.marginal_score(p, t, last)
+        gain = score(log_f, log_a)
+        gain += settings.marginal_weight * auxiliary.marginal_score(p, t, which)
     loss = anchor(p, x_t, t, dfm, settings.anchor) - (p * gain).sum(-1)  # (B, L)
     return loss.mean() + auxiliary_loss

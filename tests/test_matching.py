@@ -59,7 +59,7 @@ class ExactAuxiliary:
     def __call__(self, z, s):
         return exact_logits(texts_of(self.student), z, s)
 
-    def marginal_score(self, p, t, last):
+    def marginal_score(self, p, t, which):
         return torch.zeros_like(p)
 
 
@@ -148,7 +148,7 @@ def test_each_network_has_its_own_part_of_the_loss(monkeypatch):
     ema = copy.deepcopy(student)
     gradients = []
     for weight in (0.0, 1.0):
-        auxiliary.marginal[:, 0] = 0.9  # the student writes token 0 too often
+        auxiliary.marginals[:, :, 0] = 0.9  # the student writes token 0 too often
         settings.marginal_weight = weight
         torch.manual_seed(2)
         student.zero_grad()
@@ -222,22 +222,21 @@ def test_the_marginals():
     torch.testing.assert_close(auxiliary.text_marginal, expected)
     torch.manual_seed(4)
     torch.testing.assert_close(marginal_of(dfm), expected)
-    torch.testing.assert_close(auxiliary.marginal, expected)
+    torch.testing.assert_close(auxiliary.marginals, expected.expand(3, 5, 7))
 
     rows = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]])
     p, t = F.one_hot(rows, 7).float(), torch.tensor([0.5, 0.9, 0.3, 0.0])  # (4, 5, 7)
-    last = torch.tensor([True, True, False, False])
-    auxiliary.eval().marginal_score(p, t, last)
-    torch.testing.assert_close(auxiliary.marginal, expected)
-    found = auxiliary.train().marginal_score(p, t, last)
-    mean = 0.99 * expected + 0.01 * p[:2].mean(0)
-    torch.testing.assert_close(auxiliary.marginal, mean)
-    torch.testing.assert_close(found[:3], (expected / mean).log().clamp(-2, 2).expand(3, -1, -1))
+    which = torch.tensor([1, 1, 2, 0])  # no later step of two
+    auxiliary.eval().marginal_score(p, t, which)
+    torch.testing.assert_close(auxiliary.marginals, expected.expand(3, 5, 7))
+    found = auxiliary.train().marginal_score(p, t, which)
+    means = [expected, 0.99 * expected + 0.01 * p[:2].mean(0), 0.99 * expected + 0.01 * p[2]]
+    torch.testing.assert_close(auxiliary.marginals, torch.stack(means))
+    for row, i in enumerate((1, 1, 2)):
+        torch.testing.assert_close(found[row], (expected / means[i]).log().clamp(-2, 2))
     assert (found[3] == 0).all() and found[0, 0, 1] < 0 < found[0, 0, 2]
-    auxiliary.marginal_score(p, t, torch.zeros(4, dtype=torch.bool))  # nothing to learn from
-    torch.testing.assert_close(auxiliary.marginal, mean)
     for _ in range(2000):
-        found = auxiliary.marginal_score(p, t, last)
+        found = auxiliary.marginal_score(p, t, which)
     assert found[0, 0, 1] >= -2 and (found[0, 0, 2:] == 2).all()  # held
 
 
@@ -263,7 +262,7 @@ def test_the_states_are_those_of_the_students_sampler():
     """Steps of 2, 4 and 8, each as often as the others, at every one of their times; a state at t
     has kappa(t) + (1 - kappa(t)) / V of the token that the network is sure of."""
     network, n = SureNetwork(), 30_000
-    x_t, t, last = own_states(network, n, Sampler().for_network(CONFIG))
+    x_t, t, which = own_states(network, n, Sampler().for_network(CONFIG))
     assert x_t.shape == (n, 5) and (t.diff() <= 0).sum() > 0
     # P(time): n is each of three, and each of its n times is as likely
     expected = {}
@@ -271,11 +270,8 @@ def test_the_states_are_those_of_the_students_sampler():
         for i in range(count):
             time = 1 - (1 - i / count) ** 2
             expected[time] = expected.get(time, 0) + 1 / (3 * count)
-    # of the times of several n (0, 3/4 and 15/16) it depends on n whether one is the last
-    assert last[t == 63 / 64].all() and not last[(t == 0) | (t == 7 / 16)].any()
-    chance = (1 / 2) / (1 / 2 + 1 / 4 + 1 / 8)  # at 3/4: the last of 2, not of 4 and 8
-    found, at = last[t == 0.75].float().mean().item(), (t == 0.75).sum().item()
-    assert abs(found - chance) < 5 * (chance * (1 - chance) / at) ** 0.5
+    for i, count in enumerate((2, 4, 8)):
+        assert t[which == i].unique().tolist() == [1 - (1 - k / count) ** 2 for k in range(count)]
     times, counts = t.unique(return_counts=True)
     assert times.tolist() == pytest.approx(sorted(expected))
     for time, count in zip(times.tolist(), counts.tolist()):
