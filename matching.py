@@ -49,6 +49,7 @@ EARLIEST, LATEST = 0.02, 0.98  # s: before, marginals; after, the text is there 
 LARGEST_SCORE, LARGEST_MARGINAL_SCORE = 5, 2  # of a difference of log probabilities
 MARGINAL_DECAY = 0.99  # of the running mean, in updates
 ANCHOR_AT_0 = 2.0
+TEXT_SHARE = 0.4  # of the rows of a batch are text on the path
 
 # ------------------------------------------------------------------------------------------------
 # what the student writes: a network's view, and the marginals
@@ -78,21 +79,22 @@ class Auxiliary(nn.Module):
     def forward(self, z, s):
         return self.network(z, s)
 
-    def marginal_score(self, p, t, which):
+    def marginal_score(self, p, steps):
         """log of how often a token stands at its place in the DFM's texts, minus the same of the
-        student's texts, (B, L, V); 0 in rows at t = 0, which are the anchor's.
+        student's texts, (B, L, V).
 
-        Texts of 2 steps and of 8 have marginals of their own: `which` (B,) says what each row's
-        number of steps is in STEP_COUNTS. In training p (B, L, V) joins their running means.
+        Texts of 2 steps and of 8 have marginals of their own: steps (B,) says for each row which of
+        STEP_COUNTS it is, or -1: such rows have a score of 0. In training p (B, L, V) joins the
+        running means.
         """
         if self.training:
             for i in range(len(STEP_COUNTS)):
-                rows = ((which == i) & (t > 0)).float()[:, None, None]  # (B, 1, 1)
+                rows = (steps == i).float()[:, None, None]  # (B, 1, 1)
                 mean = (rows * p.detach()).sum(0) / rows.sum().clamp(min=1)  # (L, V)
                 self.marginals[i].lerp_(mean, (1 - MARGINAL_DECAY) * (rows.sum() > 0))
         score = self.text_marginal.log() - self.marginals.clamp(min=1e-9).log()  # (steps, L, V)
-        score = score.clamp(-LARGEST_MARGINAL_SCORE, LARGEST_MARGINAL_SCORE)[which]
-        return torch.where((t > 0)[:, None, None], score, 0)
+        score = score.clamp(-LARGEST_MARGINAL_SCORE, LARGEST_MARGINAL_SCORE)
+        return torch.where((steps >= 0)[:, None, None], score[steps], 0)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -119,6 +121,19 @@ def own_states(student, batch_size, sampler):
     return x_t, grid_time(k, n, sampler.grid_power).to(device), which.to(device)
 
 
+def training_states(student, x_1, sampler):
+    """x_t (B, L), t (B,) and steps (B,) of a batch. Most rows are states of the student's sampler,
+    and steps says of which of STEP_COUNTS (-1 at t = 0: nothing is the student's there). The others
+    are texts x_1 (B, L) on the path, -1, so that no kind of text is forgotten."""
+    B = len(x_1)
+    texts = int(TEXT_SHARE * B)
+    x_own, t_own, which = own_states(student, B - texts, sampler)
+    t_path = LATEST * torch.rand(texts, device=x_1.device)
+    x_path = sample_path(x_1[:texts], t_path, student.config)
+    steps = torch.cat([torch.where(t_own > 0, which, -1), torch.full_like(t_path.long(), -1)])
+    return torch.cat([x_own, x_path]), torch.cat([t_own, t_path]), steps
+
+
 # ------------------------------------------------------------------------------------------------
 # the loss
 
@@ -136,7 +151,7 @@ def score(log_f, log_a):
     return (log_f - log_a).clamp(-LARGEST_SCORE, LARGEST_SCORE)
 
 
-def matching_loss(student, ema, dfm, auxiliary, settings):
+def matching_loss(student, ema, dfm, auxiliary, x_1, settings):
     """The loss of student and auxiliary together, mean nats per token: they share no weights, so
     one backward pass trains both. Its value does not say how good the texts are, since each of the
     two moves what the other is measured by.
@@ -148,7 +163,7 @@ def matching_loss(student, ema, dfm, auxiliary, settings):
     sampler = Sampler().for_network(config)
 
     # 1. the student writes
-    x_t, t, which = own_states(ema, settings.batch_size, sampler)
+    x_t, t, steps = training_states(ema, x_1, sampler)
     logits = text_logits(student(x_t, t), config)  # (B, L, V)
     p = logits.softmax(-1)
     with torch.no_grad():
@@ -168,6 +183,6 @@ def matching_loss(student, ema, dfm, auxiliary, settings):
     # 4. the student learns what text has more of
     with torch.no_grad():
         gain = score(log_f, log_a)
-        gain += settings.marginal_weight * auxiliary.marginal_score(p, t, which)
+        gain += settings.marginal_weight * auxiliary.marginal_score(p, steps)
     loss = anchor(p, x_t, t, dfm, settings.anchor) - (p * gain).sum(-1)  # (B, L)
     return loss.mean() + auxiliary_loss

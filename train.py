@@ -305,7 +305,7 @@ def loss_of(stage, model, teacher, x_1, settings):
         return dfm_loss(model, x_1, settings.loss_weight_max)
     if stage == "fsdfm":
         return distillation_loss(model, teacher, x_1, settings)
-    return matching_loss(model, *teacher, settings)
+    return matching_loss(model, *teacher, x_1, settings)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -15,10 +15,12 @@ import matching
 from experiments.one_step import kl, written_texts
 from flow import Sampler, categorical, draw_texts, draw_with_shared_noise, kappa, sample_source
 from matching import Auxiliary, anchor, marginal_of, matching_loss, own_states, score
+from matching import training_states
 from model import ModelConfig, Transformer
 from toy import TEXT, L, V
 
-SETTINGS = SimpleNamespace(batch_size=4096, marginal_weight=0.0, anchor=0.0)
+SETTINGS = SimpleNamespace(marginal_weight=0.0, anchor=0.0)
+X_1 = torch.arange(30).view(6, 5) % 7  # texts for networks of CONFIG
 CONFIG = ModelConfig(
     vocab_size=7, block_size=5, n_layer=1, n_head=2, dim=16, cond_dim=8, update="renoise"
 )
@@ -59,7 +61,7 @@ class ExactAuxiliary:
     def __call__(self, z, s):
         return exact_logits(texts_of(self.student), z, s)
 
-    def marginal_score(self, p, t, which):
+    def marginal_score(self, p, steps):
         return torch.zeros_like(p)
 
 
@@ -74,6 +76,8 @@ def test_one_step_of_the_student_writes_true_texts(monkeypatch):
     which would keep the first step where it is, is off."""
     monkeypatch.setattr(matching, "STEP_COUNTS", (1,))
     monkeypatch.setattr(matching, "ANCHOR_AT_0", 0.0)
+    monkeypatch.setattr(matching, "TEXT_SHARE", 0.0)
+    x_1 = torch.zeros(4096, L, dtype=torch.int64)  # not read
     student = TableStudent()
     auxiliary, dfm = ExactAuxiliary(student), partial(exact_logits, torch.from_numpy(TEXT))
     dfm.config = student.config
@@ -82,7 +86,7 @@ def test_one_step_of_the_student_writes_true_texts(monkeypatch):
     for i in range(150):
         optimizer.param_groups[0]["lr"] = 0.1 * (1 - i / 150)
         optimizer.zero_grad()
-        matching_loss(student, student, dfm, auxiliary, SETTINGS).backward()
+        matching_loss(student, student, dfm, auxiliary, x_1, SETTINGS).backward()
         optimizer.step()
     assert kl(texts_of(student).numpy(), TEXT) < 0.01
 
@@ -104,7 +108,7 @@ def small_networks(marginal_weight=1.0):
     dfm.requires_grad_(False).eval()
     auxiliary = Auxiliary(dfm).eval()
     auxiliary.network.load_state_dict(other.state_dict())
-    settings = SimpleNamespace(batch_size=6, marginal_weight=marginal_weight, anchor=0.3)
+    settings = SimpleNamespace(marginal_weight=marginal_weight, anchor=0.3)
     return student, dfm, auxiliary, settings
 
 
@@ -122,7 +126,7 @@ def test_the_gradient_is_that_of_finite_differences(monkeypatch):
 
     def loss():
         torch.manual_seed(1)
-        return matching_loss(student, ema, dfm, auxiliary, settings)
+        return matching_loss(student, ema, dfm, auxiliary, X_1, settings)
 
     loss().backward()
     for network in (student, auxiliary.network):
@@ -153,7 +157,7 @@ def test_each_network_has_its_own_part_of_the_loss(monkeypatch):
         torch.manual_seed(2)
         student.zero_grad()
         auxiliary.zero_grad()
-        matching_loss(student, ema, dfm, auxiliary, settings).backward()
+        matching_loss(student, ema, dfm, auxiliary, X_1, settings).backward()
         gradients.append([
             torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
             for network in (student, auxiliary.network)
@@ -165,7 +169,7 @@ def test_each_network_has_its_own_part_of_the_loss(monkeypatch):
     # the auxiliary's part, once more
     torch.manual_seed(2)
     sampler = Sampler().for_network(CONFIG)
-    x_t, t, _ = own_states(ema, settings.batch_size, sampler)
+    x_t, t, _ = training_states(ema, X_1, sampler)
     p = student(x_t, t).softmax(-1)
     x = draw_texts(p, False)
     s = t.clamp(min=matching.EARLIEST)
@@ -225,18 +229,17 @@ def test_the_marginals():
     torch.testing.assert_close(auxiliary.marginals, expected.expand(3, 5, 7))
 
     rows = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]])
-    p, t = F.one_hot(rows, 7).float(), torch.tensor([0.5, 0.9, 0.3, 0.0])  # (4, 5, 7)
-    which = torch.tensor([1, 1, 2, 0])  # no later step of two
-    auxiliary.eval().marginal_score(p, t, which)
+    p, steps = F.one_hot(rows, 7).float(), torch.tensor([1, 1, 2, -1])  # (4, 5, 7): none of 2 steps
+    auxiliary.eval().marginal_score(p, steps)
     torch.testing.assert_close(auxiliary.marginals, expected.expand(3, 5, 7))
-    found = auxiliary.train().marginal_score(p, t, which)
+    found = auxiliary.train().marginal_score(p, steps)
     means = [expected, 0.99 * expected + 0.01 * p[:2].mean(0), 0.99 * expected + 0.01 * p[2]]
     torch.testing.assert_close(auxiliary.marginals, torch.stack(means))
     for row, i in enumerate((1, 1, 2)):
         torch.testing.assert_close(found[row], (expected / means[i]).log().clamp(-2, 2))
     assert (found[3] == 0).all() and found[0, 0, 1] < 0 < found[0, 0, 2]
     for _ in range(2000):
-        found = auxiliary.marginal_score(p, t, which)
+        found = auxiliary.marginal_score(p, steps)
     assert found[0, 0, 1] >= -2 and (found[0, 0, 2:] == 2).all()  # held
 
 
@@ -280,6 +283,22 @@ def test_the_states_are_those_of_the_students_sampler():
         share = kappa(time) + (1 - kappa(time)) / 7
         found = (x_t[t == time] == 3).float().mean().item()
         assert abs(found - share) < 5 * (share * (1 - share) / (5 * count)) ** 0.5 + 1e-6
+
+
+def test_the_states_of_a_batch():
+    """Own states first, then text on the path; what is not the student's has no number of steps."""
+    network, x_1 = SureNetwork(), torch.full((10, 5), 6)
+    x_t, t, steps = training_states(network, x_1, Sampler().for_network(CONFIG))
+    assert x_t.shape == (10, 5) and len(t) == len(steps) == 10
+    assert (steps[6:] == -1).all() and (t[6:] > 0).all() and len(t[6:].unique()) == 4
+    assert torch.equal(steps[:6] == -1, t[:6] == 0) and steps.max() <= 2
+    n = 30_000
+    x_t, t, steps = training_states(network, x_1[:1].expand(n, 5), Sampler().for_network(CONFIG))
+    path = t >= 0.9
+    path[: 6 * n // 10] = False
+    share = (t[path] + (1 - t[path]) / 7).mean().item()
+    assert (x_t[path] == 6).float().mean().item() == pytest.approx(share, abs=0.01)
+    assert (t[6 * n // 10 :] <= matching.LATEST).all()
 
 
 def test_only_texts_that_move_are_computed():
