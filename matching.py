@@ -24,13 +24,13 @@ whole text and noise it afresh is what makes p(y | x_t) a distribution of texts.
 
 Two terms keep the student from the few texts that it can write best (docs/beyond.md):
 
-    marginals   At s = 0 z says nothing, and the posterior is the marginal distribution of each
-                token. There a running mean of p replaces the auxiliary: that one of two very
+    frequency   At s = 0 z says nothing, and the posterior is how often each token stands in the
+                texts. There a running mean of p replaces the auxiliary: that one of two very
                 different texts is written too often, no later z can tell.
     anchor      KL(p || f(x_t, t)). At t = 0, where nothing is decided yet, it is strong.
 
 Sources: DMD (Yin et al. 2024) for images; IDLM (arXiv 2602.19066) and D-MMD (2603.20155) for
-tokens. The marginals, the shared noise and the states of the sampler are ours. Before: distill.py.
+tokens. The frequencies, the shared noise and the states of the sampler are ours. Before: distill.py.
 Read next: train.py.
 """
 
@@ -45,56 +45,56 @@ from flow import (
 )
 
 STEP_COUNTS = (2, 4, 8)  # of the student's sampler in training
-EARLIEST, LATEST = 0.02, 0.98  # s: before, marginals; after, the text is there already
-LARGEST_SCORE, LARGEST_MARGINAL_SCORE = 5, 2  # of a difference of log probabilities
-MARGINAL_DECAY = 0.99  # of the running mean, in updates
+EARLIEST, LATEST = 0.02, 0.98  # s: before, frequencies; after, the text is there already
+LARGEST_SCORE, LARGEST_FREQUENCY_SCORE = 5, 2  # of a difference of log probabilities
+FREQUENCY_DECAY = 0.98  # of the running mean, in updates
 ANCHOR_AT_0 = 2.0
 TEXT_SHARE = 0.4  # of the rows of a batch are text on the path
 
 # ------------------------------------------------------------------------------------------------
-# what the student writes: a network's view, and the marginals
+# what the student writes: a network's view, and the frequency of each token
 
 
 @torch.no_grad()
-def marginal_of(dfm, texts=64):
-    """The marginal distribution of each token of the DFM's texts, (L, V): what it predicts at t = 0
-    for pure noise."""
+def token_frequency(dfm, texts=64):
+    """How often each token stands in the DFM's texts, (V,): what it predicts at t = 0 for noise."""
     device = next(dfm.parameters()).device
     x_0 = sample_source((texts, dfm.config.block_size), dfm.config, device)
     logits = dfm(x_0, torch.zeros(texts, device=device))
-    return text_logits(logits, dfm.config).softmax(-1).mean(0)
+    return text_logits(logits, dfm.config).softmax(-1).mean((0, 1))
 
 
 class Auxiliary(nn.Module):
     """The posterior of the student's texts, (B, L, n_tokens) logits for noisy texts z (B, L) at
-    times s (B,), and their marginals. It starts as the DFM, as the student does."""
+    times s (B,), and their token frequencies. It starts as the DFM, as the student does."""
 
     def __init__(self, dfm):
         super().__init__()
         self.network = copy.deepcopy(dfm).requires_grad_(True)
-        self.register_buffer("text_marginal", marginal_of(dfm))  # (L, V)
-        of_the_student = self.text_marginal.repeat(len(STEP_COUNTS), 1, 1)
-        self.register_buffer("marginals", of_the_student)  # (len(STEP_COUNTS), L, V)
+        frequency = token_frequency(dfm)
+        self.register_buffer("text_frequency", frequency)  # (V,)
+        self.register_buffer("frequency", frequency.repeat(len(STEP_COUNTS), 1))  # the student's
 
     def forward(self, z, s):
         return self.network(z, s)
 
-    def marginal_score(self, p, steps):
-        """log of how often a token stands at its place in the DFM's texts, minus the same of the
-        student's texts, (B, L, V).
+    def frequency_score(self, p, steps):
+        """log of a token's frequency in the DFM's texts, minus the same of the student's texts,
+        (B, 1, V).
 
-        Texts of 2 steps and of 8 have marginals of their own: steps (B,) says for each row which of
-        STEP_COUNTS it is, or -1: such rows have a score of 0. In training p (B, L, V) joins the
+        Texts of 2 steps and of 8 have frequencies of their own: steps (B,) says for each row which
+        of STEP_COUNTS it is, or -1: such rows have a score of 0. In training p (B, L, V) joins the
         running means.
         """
         if self.training:
+            of_rows = p.detach().mean(1)  # (B, V)
             for i in range(len(STEP_COUNTS)):
-                rows = (steps == i).float()[:, None, None]  # (B, 1, 1)
-                mean = (rows * p.detach()).sum(0) / rows.sum().clamp(min=1)  # (L, V)
-                self.marginals[i].lerp_(mean, (1 - MARGINAL_DECAY) * (rows.sum() > 0))
-        score = self.text_marginal.log() - self.marginals.clamp(min=1e-9).log()  # (steps, L, V)
-        score = score.clamp(-LARGEST_MARGINAL_SCORE, LARGEST_MARGINAL_SCORE)
-        return torch.where((steps >= 0)[:, None, None], score[steps], 0)
+                rows = (steps == i).float()[:, None]  # (B, 1)
+                mean = (rows * of_rows).sum(0) / rows.sum().clamp(min=1)  # (V,)
+                self.frequency[i].lerp_(mean, (1 - FREQUENCY_DECAY) * (rows.sum() > 0))
+        score = self.text_frequency.log() - self.frequency.clamp(min=1e-9).log()  # (n, V)
+        score = score.clamp(-LARGEST_FREQUENCY_SCORE, LARGEST_FREQUENCY_SCORE)
+        return torch.where((steps >= 0)[:, None], score[steps], 0)[:, None]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -156,8 +156,8 @@ def matching_loss(student, ema, dfm, auxiliary, x_1, settings):
     one backward pass trains both. Its value does not say how good the texts are, since each of the
     two moves what the other is measured by.
 
-    `ema` is the student's: its sampler makes the states x_t. `settings` are train.py's: batch_size,
-    marginal_weight, anchor.
+    `ema` is the student's: its sampler makes the states x_t. `settings` are train.py's:
+    frequency_weight and anchor.
     """
     config = student.config
     sampler = Sampler().for_network(config)
@@ -183,6 +183,6 @@ def matching_loss(student, ema, dfm, auxiliary, x_1, settings):
     # 4. the student learns what text has more of
     with torch.no_grad():
         gain = score(log_f, log_a)
-        gain += settings.marginal_weight * auxiliary.marginal_score(p, steps)
+        gain += settings.frequency_weight * auxiliary.frequency_score(p, steps)
     loss = anchor(p, x_t, t, dfm, settings.anchor) - (p * gain).sum(-1)  # (B, L)
     return loss.mean() + auxiliary_loss

@@ -14,12 +14,12 @@ from exact import world_config
 import matching
 from experiments.one_step import kl, written_texts
 from flow import Sampler, categorical, draw_texts, draw_with_shared_noise, kappa, sample_source
-from matching import Auxiliary, anchor, marginal_of, matching_loss, own_states, score
+from matching import Auxiliary, anchor, token_frequency, matching_loss, own_states, score
 from matching import training_states
 from model import ModelConfig, Transformer
 from toy import TEXT, L, V
 
-SETTINGS = SimpleNamespace(marginal_weight=0.0, anchor=0.0)
+SETTINGS = SimpleNamespace(frequency_weight=0.0, anchor=0.0)
 X_1 = torch.arange(30).view(6, 5) % 7  # texts for networks of CONFIG
 CONFIG = ModelConfig(
     vocab_size=7, block_size=5, n_layer=1, n_head=2, dim=16, cond_dim=8, update="renoise"
@@ -61,8 +61,8 @@ class ExactAuxiliary:
     def __call__(self, z, s):
         return exact_logits(texts_of(self.student), z, s)
 
-    def marginal_score(self, p, steps):
-        return torch.zeros_like(p)
+    def frequency_score(self, p, steps):
+        return torch.zeros(len(p), 1, V)
 
 
 def texts_of(student):
@@ -95,7 +95,7 @@ def test_one_step_of_the_student_writes_true_texts(monkeypatch):
 # the loss and its gradient
 
 
-def small_networks(marginal_weight=1.0):
+def small_networks(frequency_weight=1.0):
     """student, frozen DFM, auxiliary and settings. Their weights are large enough to differ, the
     gates of adaLN among them, which start at zero."""
     networks = []
@@ -108,7 +108,7 @@ def small_networks(marginal_weight=1.0):
     dfm.requires_grad_(False).eval()
     auxiliary = Auxiliary(dfm).eval()
     auxiliary.network.load_state_dict(other.state_dict())
-    settings = SimpleNamespace(marginal_weight=marginal_weight, anchor=0.3)
+    settings = SimpleNamespace(frequency_weight=frequency_weight, anchor=0.3)
     return student, dfm, auxiliary, settings
 
 
@@ -152,8 +152,8 @@ def test_each_network_has_its_own_part_of_the_loss(monkeypatch):
     ema = copy.deepcopy(student)
     gradients = []
     for weight in (0.0, 1.0):
-        auxiliary.marginals[:, :, 0] = 0.9  # the student writes token 0 too often
-        settings.marginal_weight = weight
+        auxiliary.frequency[:, 0] = 0.9  # the student writes token 0 too often
+        settings.frequency_weight = weight
         torch.manual_seed(2)
         student.zero_grad()
         auxiliary.zero_grad()
@@ -211,36 +211,39 @@ def test_texts_are_drawn_as_they_will_be_sampled():
 
 
 # ------------------------------------------------------------------------------------------------
-# the marginals
+# the frequencies
 
 
-def test_the_marginals():
-    """Those of the DFM are its prediction for noise; the student's are a running mean, which
-    validation leaves alone; the score is the log of their ratio."""
+def test_the_frequencies():
+    """Those of the DFM are its prediction for noise; the student's are running means, one for each
+    number of steps, which validation leaves alone; the score is the log of their ratio."""
     dfm = small_networks()[1]
     torch.manual_seed(4)
     auxiliary = Auxiliary(dfm)
     torch.manual_seed(4)
     x_0 = sample_source((64, 5), CONFIG)
-    expected = dfm(x_0, torch.zeros(64)).softmax(-1).mean(0)
-    torch.testing.assert_close(auxiliary.text_marginal, expected)
+    expected = dfm(x_0, torch.zeros(64)).softmax(-1).mean((0, 1))
+    torch.testing.assert_close(auxiliary.text_frequency, expected)
     torch.manual_seed(4)
-    torch.testing.assert_close(marginal_of(dfm), expected)
-    torch.testing.assert_close(auxiliary.marginals, expected.expand(3, 5, 7))
+    torch.testing.assert_close(token_frequency(dfm), expected)
+    torch.testing.assert_close(auxiliary.frequency, expected.expand(3, 7))
 
-    rows = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]])
+    rows = torch.tensor([[1, 2, 3, 1, 5], [1, 2, 3, 1, 6], [4, 4, 4, 4, 4], [0, 0, 0, 0, 0]])
     p, steps = F.one_hot(rows, 7).float(), torch.tensor([1, 1, 2, -1])  # (4, 5, 7): none of 2 steps
-    auxiliary.eval().marginal_score(p, steps)
-    torch.testing.assert_close(auxiliary.marginals, expected.expand(3, 5, 7))
-    found = auxiliary.train().marginal_score(p, steps)
-    means = [expected, 0.99 * expected + 0.01 * p[:2].mean(0), 0.99 * expected + 0.01 * p[2]]
-    torch.testing.assert_close(auxiliary.marginals, torch.stack(means))
+    auxiliary.eval().frequency_score(p, steps)
+    torch.testing.assert_close(auxiliary.frequency, expected.expand(3, 7))
+    found = auxiliary.train().frequency_score(p, steps)
+    assert found.shape == (4, 1, 7)
+    of_4_steps = torch.tensor([0, 0.4, 0.2, 0.2, 0, 0.1, 0.1])
+    of_8_steps = torch.tensor([0, 0, 0, 0, 1.0, 0, 0])
+    means = [expected, 0.98 * expected + 0.02 * of_4_steps, 0.98 * expected + 0.02 * of_8_steps]
+    torch.testing.assert_close(auxiliary.frequency, torch.stack(means))
     for row, i in enumerate((1, 1, 2)):
-        torch.testing.assert_close(found[row], (expected / means[i]).log().clamp(-2, 2))
-    assert (found[3] == 0).all() and found[0, 0, 1] < 0 < found[0, 0, 2]
-    for _ in range(2000):
-        found = auxiliary.marginal_score(p, steps)
-    assert found[0, 0, 1] >= -2 and (found[0, 0, 2:] == 2).all()  # held
+        torch.testing.assert_close(found[row, 0], (expected / means[i]).log().clamp(-2, 2))
+    assert (found[3] == 0).all() and found[2, 0, 4] < 0 < found[2, 0, 5]
+    for _ in range(1000):
+        found = auxiliary.frequency_score(p, steps)
+    assert found[2, 0, 4] >= -2 and (found[2, 0, 5:] == 2).all()  # held
 
 
 # ------------------------------------------------------------------------------------------------
