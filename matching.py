@@ -30,8 +30,8 @@ Two terms keep the student from the few texts that it can write best (docs/beyon
     anchor      KL(p || f(x_t, t)). At t = 0, where nothing is decided yet, it is strong.
 
 Sources: DMD (Yin et al. 2024) for images; IDLM (arXiv 2602.19066) and D-MMD (2603.20155) for
-tokens. The frequencies, the shared noise and the states of the sampler are ours. Before: distill.py.
-Read next: train.py.
+tokens. The frequencies, the shared noise and the states of the sampler are ours. Before:
+distill.py. Read next: train.py.
 """
 
 import copy
