@@ -19,8 +19,9 @@ Where a is above f, the student writes that token too often in that context:
 with no gradient through x, z, f and a. If the student's texts are distributed as the DFM's, then
 a = f, and nothing moves. experiments/one_step.py does this in an exact world.
 
-The states x_t are those that the student's own sampler visits in few steps, flow.renoise: to draw a
-whole text and noise it afresh is what makes p(y | x_t) a distribution of texts. No text is read.
+Most states x_t are those that the student's own sampler visits in few steps, flow.renoise: to draw
+a whole text and noise it afresh is what makes p(y | x_t) a distribution of texts. The others are
+text on the path, as in the training of the DFM.
 
 Two terms keep the student from the few texts that it can write best (docs/beyond.md):
 
