@@ -13,8 +13,8 @@ Where a is above f, the student writes that token too often in that context:
 
     x ~ p(. | x_t, t)        z ~ path from x to time s
 
-    auxiliary   loss = -log a(x | z, s)
-    student     loss = -sum_v p(v | x_t, t) (log f(v | z, s) - log a(v | z, s))
+    auxiliary   loss = -log a(x | z, s, t)
+    student     loss = -sum_v p(v | x_t, t) (log f(v | z, s) - log a(v | z, s, t))
 
 with no gradient through x, z, f and a. If the student's texts are distributed as the DFM's, then
 a = f, and nothing moves. experiments/one_step.py does this in an exact world.
@@ -35,7 +35,7 @@ tokens. The frequencies, the shared noise and the states of the sampler are ours
 distill.py. Read next: train.py.
 """
 
-import copy
+from dataclasses import replace
 
 import torch
 import torch.nn as nn
@@ -44,6 +44,7 @@ import torch.nn.functional as F
 from flow import (
     Sampler, draw_texts, grid_time, sample_path, sample_source, sampler_step, text_logits,
 )
+from model import Transformer, copy_dfm_weights
 
 STEP_COUNTS = (2, 4, 8)  # of the student's sampler in training
 EARLIEST, LATEST = 0.02, 0.98  # s: before, frequencies; after, the text is there already
@@ -68,16 +69,21 @@ def token_frequency(dfm, texts=64):
 
 class Auxiliary(nn.Module):
     """The posterior of the student's texts, (B, L, n_tokens) logits for noisy texts z (B, L) at
-    times s (B,), and their token frequencies. It starts as the DFM, as the student does."""
+    times s (B,), and their token frequencies. It starts as the DFM, as the student does.
+
+    It is told at which t (B,) the student wrote the text, in the place of the step size: texts
+    written at t = 0 are bad, and one network for all would blame the later ones for it.
+    """
 
     def __init__(self, dfm):
         super().__init__()
-        self.network = copy.deepcopy(dfm).requires_grad_(True)
         self.register_buffer("text_frequency", token_frequency(dfm))  # (L, V)
         self.register_buffer("frequency", self.text_frequency.clone())  # (L, V), the student's
+        self.network = Transformer(replace(dfm.config, step_aware=True))
+        copy_dfm_weights(self.network, dfm)
 
-    def forward(self, z, s):
-        return self.network(z, s)
+    def forward(self, z, s, t):
+        return self.network(z, s, 1 - t)
 
     def frequency_score(self, p, own):
         """log of a token's frequency in the DFM's texts, minus the same of the student's texts,
@@ -171,7 +177,7 @@ def matching_loss(student, ema, dfm, auxiliary, x_1, settings):
     z = sample_path(x, s, config)
     with torch.no_grad():
         log_f = text_logits(dfm(z, s), config).log_softmax(-1)
-    log_a = text_logits(auxiliary(z, s), config).log_softmax(-1)
+    log_a = text_logits(auxiliary(z, s, t), config).log_softmax(-1)
 
     # 3. the auxiliary learns what the student writes
     auxiliary_loss = F.nll_loss(log_a.flatten(0, 1), x.flatten())

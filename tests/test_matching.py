@@ -16,7 +16,7 @@ from experiments.one_step import kl, written_texts
 from flow import Sampler, categorical, draw_texts, draw_with_shared_noise, kappa, sample_source
 from matching import Auxiliary, anchor, token_frequency, matching_loss, own_states, score
 from matching import training_states
-from model import ModelConfig, Transformer
+from model import ModelConfig, Transformer, copy_dfm_weights
 from toy import TEXT, L, V
 
 SETTINGS = SimpleNamespace(frequency_weight=0.0, anchor=0.0)
@@ -58,7 +58,7 @@ class ExactAuxiliary:
     def __init__(self, student):
         self.student = student
 
-    def __call__(self, z, s):
+    def __call__(self, z, s, t):
         return exact_logits(texts_of(self.student), z, s)
 
     def frequency_score(self, p, own):
@@ -107,7 +107,7 @@ def small_networks(frequency_weight=1.0):
     student, dfm, other = networks
     dfm.requires_grad_(False).eval()
     auxiliary = Auxiliary(dfm).eval()
-    auxiliary.network.load_state_dict(other.state_dict())
+    copy_dfm_weights(auxiliary.network, other)
     settings = SimpleNamespace(frequency_weight=frequency_weight, anchor=0.3)
     return student, dfm, auxiliary, settings
 
@@ -176,7 +176,7 @@ def test_each_network_has_its_own_part_of_the_loss(monkeypatch):
     s = s + (matching.LATEST - s) * torch.rand_like(s)
     z = matching.sample_path(x, s, CONFIG)
     auxiliary.zero_grad()
-    F.cross_entropy(auxiliary(z, s).transpose(1, 2), x).backward()
+    F.cross_entropy(auxiliary(z, s, t).transpose(1, 2), x).backward()
     again = torch.cat([p.grad.flatten() for p in auxiliary.network.parameters()])
     torch.testing.assert_close(again, gradients[0][1], rtol=1e-4, atol=1e-6)
 
@@ -208,6 +208,17 @@ def test_texts_are_drawn_as_they_will_be_sampled():
         expected = draw(p)
         torch.manual_seed(3)
         assert torch.equal(draw_texts(p, shared_noise), expected)
+
+
+def test_the_auxiliary_starts_as_the_dfm_and_knows_t():
+    """At first as the DFM, whatever t; once trained, it tells texts of different t apart."""
+    dfm = small_networks()[1]
+    network = Auxiliary(dfm)
+    z, s = torch.randint(7, (4, 5)), torch.tensor([0.1, 0.4, 0.6, 0.9])
+    for t in (torch.zeros(4), torch.full((4,), 0.9)):
+        torch.testing.assert_close(network(z, s, t), dfm(z, s), rtol=1e-4, atol=1e-4)
+    nn.init.normal_(network.network.condition.fuser.weight, std=0.3)
+    assert not torch.allclose(network(z, s, torch.zeros(4)), network(z, s, t), atol=1e-3)
 
 
 # ------------------------------------------------------------------------------------------------
