@@ -25,8 +25,8 @@ text on the path, as in the training of the DFM.
 
 Two terms keep the student from the few texts that it can write best (docs/beyond.md):
 
-    frequency   At s = 0 z says nothing, and the posterior is how often each token stands at its
-                place. There a running mean of p replaces the auxiliary: that one of two very
+    frequency   At s = 0 z says nothing, and the posterior is how often each token stands in the
+                texts. There a running mean of p replaces the auxiliary: that one of two very
                 different texts is written too often, no later z can tell.
     anchor      KL(p || f(x_t, t)). At t = 0, where nothing is decided yet, it is strong.
 
@@ -73,29 +73,44 @@ class Auxiliary(nn.Module):
 
     It is told at which t (B,) the student wrote the text, in the place of the step size: texts
     written at t = 0 are bad, and one network for all would blame the later ones for it.
+
+    by_place: frequencies at each place of a text, where all texts are laid out alike; else over all
+    places, since a place has too few tokens to count.
     """
 
-    def __init__(self, dfm):
+    def __init__(self, dfm, by_place):
         super().__init__()
-        self.register_buffer("text_frequency", token_frequency(dfm))  # (L, V)
-        self.register_buffer("frequency", self.text_frequency.clone())  # (L, V), the student's
+        self.by_place = by_place
+        frequency = self.over_places(token_frequency(dfm))  # (L or 1, V)
+        self.register_buffer("text_frequency", frequency)
+        self.register_buffer("frequency", frequency.repeat(len(STEP_COUNTS), 1, 1))  # student's
         self.network = Transformer(replace(dfm.config, step_aware=True))
         copy_dfm_weights(self.network, dfm)
 
     def forward(self, z, s, t):
         return self.network(z, s, 1 - t)
 
-    def frequency_score(self, p, own):
+    def over_places(self, p):
+        """(..., L, V) as it is, or its mean (..., 1, V)."""
+        return p if self.by_place else p.mean(-2, keepdim=True)
+
+    def frequency_score(self, p, steps):
         """log of a token's frequency in the DFM's texts, minus the same of the student's texts,
-        (B, L, V); 0 in rows that are not the student's `own` (B,). In training p (B, L, V) of own
-        rows joins the running mean."""
+        (B, L or 1, V).
+
+        Texts of 2 steps and of 8 have frequencies of their own: steps (B,) says for each row which
+        of STEP_COUNTS it is, or -1: such rows have a score of 0. In training p (B, L, V) joins the
+        running means.
+        """
         if self.training:
-            rows = own.float()[:, None, None]  # (B, 1, 1)
-            mean = (rows * p.detach()).sum(0) / rows.sum().clamp(min=1)  # (L, V)
-            self.frequency.lerp_(mean, (1 - FREQUENCY_DECAY) * (rows.sum() > 0))
-        score = self.text_frequency.log() - self.frequency.clamp(min=1e-9).log()
+            of_rows = self.over_places(p.detach())
+            for i in range(len(STEP_COUNTS)):
+                rows = (steps == i).float()[:, None, None]  # (B, 1, 1)
+                mean = (rows * of_rows).sum(0) / rows.sum().clamp(min=1)
+                self.frequency[i].lerp_(mean, (1 - FREQUENCY_DECAY) * (rows.sum() > 0))
+        score = self.text_frequency.log() - self.frequency.clamp(min=1e-9).log()  # (n, L or 1, V)
         score = score.clamp(-LARGEST_FREQUENCY_SCORE, LARGEST_FREQUENCY_SCORE)
-        return torch.where(own[:, None, None], score, 0)
+        return torch.where((steps >= 0)[:, None, None], score[steps], 0)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -104,36 +119,38 @@ class Auxiliary(nn.Module):
 
 @torch.no_grad()
 def own_states(student, batch_size, sampler):
-    """States x_t (B, L) of the student's own sampler, and their times t (B,).
-
-    For every text the number of steps n is one of STEP_COUNTS, and k < n steps have been made; the
-    largest k come first.
+    """States x_t (B, L) of the student's own sampler, their times t (B,), and which of STEP_COUNTS
+    their number of steps is, (B,) int64. Of n steps k < n have been made; the largest k come first.
     """
     config, device = student.config, next(student.parameters()).device
     # on the CPU, where splitting the batch needs no sync
-    n = torch.tensor(STEP_COUNTS)[torch.randint(len(STEP_COUNTS), (batch_size,))]
+    which = torch.randint(len(STEP_COUNTS), (batch_size,))
+    n = torch.tensor(STEP_COUNTS)[which]
     k, order = (torch.rand(batch_size) * n).long().sort(descending=True)
-    n = n[order]
+    n, which = n[order], which[order]
     x_t = sample_source((batch_size, config.block_size), config, device)
     for i in range(k[0]):
         moving = int((k > i).sum())  # rows [:moving] make step i
         t = grid_time(i, n[:moving], sampler.grid_power).to(device)
         h = grid_time(i + 1, n[:moving], sampler.grid_power).to(device) - t
         x_t[:moving] = sampler_step(student, x_t[:moving], t, h, None, sampler)
-    return x_t, grid_time(k, n, sampler.grid_power).to(device)
+    return x_t, grid_time(k, n, sampler.grid_power).to(device), which.to(device)
 
 
 def training_states(student, x_1, sampler):
-    """x_t (B, L), t (B,) and own (B,) bool of a batch. Most rows are states of the student's
-    sampler, the others texts x_1 (B, L) on the path, so that no kind of text is forgotten. Own are
-    states that the student has made: not those at t = 0, which are noise."""
+    """x_t (B, L), t (B,) and steps (B,) of a batch.
+
+    Most rows are states of the student's sampler, and steps says of which of STEP_COUNTS; -1 at
+    t = 0, where nothing is the student's. The others are texts x_1 (B, L) on the path, -1, so that
+    no kind of text is forgotten.
+    """
     B = len(x_1)
     texts = int(TEXT_SHARE * B)
-    x_own, t_own = own_states(student, B - texts, sampler)
+    x_own, t_own, which = own_states(student, B - texts, sampler)
     t_path = LATEST * torch.rand(texts, device=x_1.device)
     x_path = sample_path(x_1[:texts], t_path, student.config)
-    own = torch.cat([t_own > 0, torch.zeros_like(t_path, dtype=torch.bool)])
-    return torch.cat([x_own, x_path]), torch.cat([t_own, t_path]), own
+    steps = torch.cat([torch.where(t_own > 0, which, -1), torch.full_like(t_path.long(), -1)])
+    return torch.cat([x_own, x_path]), torch.cat([t_own, t_path]), steps
 
 
 # ------------------------------------------------------------------------------------------------
@@ -165,7 +182,7 @@ def matching_loss(student, ema, dfm, auxiliary, x_1, settings):
     sampler = Sampler().for_network(config)
 
     # 1. the student writes
-    x_t, t, own = training_states(ema, x_1, sampler)
+    x_t, t, steps = training_states(ema, x_1, sampler)
     logits = text_logits(student(x_t, t), config)  # (B, L, V)
     p = logits.softmax(-1)
     with torch.no_grad():
@@ -185,6 +202,6 @@ def matching_loss(student, ema, dfm, auxiliary, x_1, settings):
     # 4. the student learns what text has more of
     with torch.no_grad():
         gain = score(log_f, log_a)
-        gain += settings.frequency_weight * auxiliary.frequency_score(p, own)
+        gain += settings.frequency_weight * auxiliary.frequency_score(p, steps)
     loss = anchor(p, x_t, t, dfm, settings.anchor) - (p * gain).sum(-1)  # (B, L)
     return loss.mean() + auxiliary_loss

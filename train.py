@@ -53,6 +53,7 @@ def setting(default, text, lowest=None, highest=None, choices=None):
 
 POSITIONS = ("sinusoidal", "rotary")
 LAST_JUMPS = ("posterior", "published")  # x_1 ~ p, or no special case: docs/paper.md
+FREQUENCY_OF = ("place", "text")  # matching.py
 
 
 @dataclass
@@ -99,7 +100,8 @@ class Config:
     ema_warmup: str = setting("on", "lower EMA decay at first", choices=("on", "off"))
     # distribution matching (dmd)
     auxiliary_rate: float = setting(5.0, "the auxiliary's learning rate is X times as high", 0, 1e3)
-    frequency_weight: float = setting(4.0, "of token frequencies in the loss", 0, 1e3)
+    frequency_weight: float = setting(3.0, "of token frequencies in the loss", 0, 1e3)
+    frequency_of: str = setting("place", "counted at each place or over all", choices=FREQUENCY_OF)
     anchor: float = setting(0.2, "of KL(student || DFM) in the student's loss", 0, 1e3)
     shared_noise: str = setting("on", "tokens of a text draw together", choices=("on", "off"))
 
@@ -116,7 +118,7 @@ DMD = {"optimizer": "adamw", "weight_decay": 0.0, "ema_decay": 0.99, "validate_e
 DMD_STORIES = DMD | {"iterations": 900, "learning_rate": 2e-4}
 DMD_TEXT = DMD | {
     "iterations": 800, "learning_rate": 2e-4, "frequency_weight": 2.0,
-    "shared_noise": "off",
+    "frequency_of": "text", "shared_noise": "off",
 }
 REAL_TEXT = {"positions": "rotary", "loss_weight_max": 2.0}
 PAPER_RUN = REAL_TEXT | {

@@ -99,7 +99,7 @@ def add_auxiliary(run, dataset, device):
     """What dmd has more than the other stages: the frozen DFM, the auxiliary and its optimizers."""
     dfm = load_finished_dfm(run.path.with_name("dfm.pt"), dataset).to(device)
     run.frozen_dfm = dfm.requires_grad_(False).eval()
-    run.auxiliary = Auxiliary(run.frozen_dfm).to(device)
+    run.auxiliary = Auxiliary(run.frozen_dfm, run.settings.frequency_of == "place").to(device)
     for optimizer in make_optimizers(run.auxiliary.network, run.settings):
         for group in optimizer.param_groups:
             group["factor"] = run.settings.auxiliary_rate

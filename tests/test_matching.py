@@ -61,7 +61,7 @@ class ExactAuxiliary:
     def __call__(self, z, s, t):
         return exact_logits(texts_of(self.student), z, s)
 
-    def frequency_score(self, p, own):
+    def frequency_score(self, p, steps):
         return torch.zeros_like(p)
 
 
@@ -106,7 +106,7 @@ def small_networks(frequency_weight=1.0):
         networks.append(network)
     student, dfm, other = networks
     dfm.requires_grad_(False).eval()
-    auxiliary = Auxiliary(dfm).eval()
+    auxiliary = Auxiliary(dfm, by_place=True).eval()
     copy_dfm_weights(auxiliary.network, other)
     settings = SimpleNamespace(frequency_weight=frequency_weight, anchor=0.3)
     return student, dfm, auxiliary, settings
@@ -213,7 +213,7 @@ def test_texts_are_drawn_as_they_will_be_sampled():
 def test_the_auxiliary_starts_as_the_dfm_and_knows_t():
     """At first as the DFM, whatever t; once trained, it tells texts of different t apart."""
     dfm = small_networks()[1]
-    network = Auxiliary(dfm)
+    network = Auxiliary(dfm, by_place=True)
     z, s = torch.randint(7, (4, 5)), torch.tensor([0.1, 0.4, 0.6, 0.9])
     for t in (torch.zeros(4), torch.full((4,), 0.9)):
         torch.testing.assert_close(network(z, s, t), dfm(z, s), rtol=1e-4, atol=1e-4)
@@ -225,34 +225,38 @@ def test_the_auxiliary_starts_as_the_dfm_and_knows_t():
 # the frequencies
 
 
-def test_the_frequencies():
-    """Those of the DFM are its prediction for noise; the student's are a running mean over its own
-    rows, which validation leaves alone; the score is the log of their ratio."""
+@pytest.mark.parametrize("by_place", [True, False])
+def test_the_frequencies(by_place):
+    """Those of the DFM are its prediction for noise; the student's are running means, one for each
+    number of steps, which validation leaves alone; the score is the log of their ratio."""
     dfm = small_networks()[1]
     torch.manual_seed(4)
-    auxiliary = Auxiliary(dfm)
+    auxiliary = Auxiliary(dfm, by_place)
     torch.manual_seed(4)
     x_0 = sample_source((64, 5), CONFIG)
     expected = dfm(x_0, torch.zeros(64)).softmax(-1).mean(0)
-    torch.testing.assert_close(auxiliary.text_frequency, expected)
     torch.manual_seed(4)
     torch.testing.assert_close(token_frequency(dfm), expected)
-    torch.testing.assert_close(auxiliary.frequency, expected)
+    expected = expected if by_place else expected.mean(0, keepdim=True)  # (5 or 1, 7)
+    torch.testing.assert_close(auxiliary.text_frequency, expected)
+    torch.testing.assert_close(auxiliary.frequency, expected.expand(3, -1, -1))
 
-    rows = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6], [0, 0, 0, 0, 0]])
-    p, own = F.one_hot(rows, 7).float(), torch.tensor([True, True, False])  # (3, 5, 7)
-    auxiliary.eval().frequency_score(p, own)
-    torch.testing.assert_close(auxiliary.frequency, expected)
-    found = auxiliary.train().frequency_score(p, own)
-    mean = 0.99 * expected + 0.01 * p[:2].mean(0)
-    torch.testing.assert_close(auxiliary.frequency, mean)
-    torch.testing.assert_close(found[:2], (expected / mean).log().clamp(-2, 2).expand(2, -1, -1))
-    assert (found[2] == 0).all() and found[0, 0, 1] < 0 < found[0, 0, 2]
-    auxiliary.frequency_score(p, torch.zeros(3, dtype=torch.bool))  # nothing to learn from
-    torch.testing.assert_close(auxiliary.frequency, mean)
+    rows = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]])
+    p, steps = F.one_hot(rows, 7).float(), torch.tensor([1, 1, 2, -1])  # (4, 5, 7): none of 2 steps
+    auxiliary.eval().frequency_score(p, steps)
+    torch.testing.assert_close(auxiliary.frequency, expected.expand(3, -1, -1))
+    found = auxiliary.train().frequency_score(p, steps)
+    of_4, of_8 = p[:2].mean(0), p[2]
+    if not by_place:
+        of_4, of_8 = of_4.mean(0, keepdim=True), of_8.mean(0, keepdim=True)
+    means = [expected, 0.99 * expected + 0.01 * of_4, 0.99 * expected + 0.01 * of_8]
+    torch.testing.assert_close(auxiliary.frequency, torch.stack(means))
+    for row, i in enumerate((1, 1, 2)):
+        torch.testing.assert_close(found[row], (expected / means[i]).log().clamp(-2, 2))
+    assert (found[3] == 0).all() and found[2, 0, 1] < 0 < found[2, 0, 2]
     for _ in range(2000):
-        found = auxiliary.frequency_score(p, own)
-    assert found[0, 0, 1] >= -2 and (found[0, 0, 2:] == 2).all()  # held
+        found = auxiliary.frequency_score(p, steps)
+    assert found[2, 0, 1] >= -2 and (found[2, 0, 2:] == 2).all()  # held
 
 
 # ------------------------------------------------------------------------------------------------
@@ -277,7 +281,7 @@ def test_the_states_are_those_of_the_students_sampler():
     """Steps of 2, 4 and 8, each as often as the others, at every one of their times; a state at t
     has kappa(t) + (1 - kappa(t)) / V of the token that the network is sure of."""
     network, n = SureNetwork(), 30_000
-    x_t, t = own_states(network, n, Sampler().for_network(CONFIG))
+    x_t, t, which = own_states(network, n, Sampler().for_network(CONFIG))
     assert x_t.shape == (n, 5) and (t.diff() <= 0).sum() > 0
     # P(time): n is each of three, and each of its n times is as likely
     expected = {}
@@ -285,6 +289,8 @@ def test_the_states_are_those_of_the_students_sampler():
         for i in range(count):
             time = 1 - (1 - i / count) ** 2
             expected[time] = expected.get(time, 0) + 1 / (3 * count)
+    for i, count in enumerate((2, 4, 8)):
+        assert t[which == i].unique().tolist() == [1 - (1 - k / count) ** 2 for k in range(count)]
     times, counts = t.unique(return_counts=True)
     assert times.tolist() == pytest.approx(sorted(expected))
     for time, count in zip(times.tolist(), counts.tolist()):
@@ -296,14 +302,15 @@ def test_the_states_are_those_of_the_students_sampler():
 
 
 def test_the_states_of_a_batch():
-    """The sampler's states first, then text on the path; own are those of the sampler at t > 0."""
+    """The sampler's states first, then text on the path; what is not the student's has no number
+    of steps."""
     network, x_1 = SureNetwork(), torch.full((10, 5), 6)
-    x_t, t, own = training_states(network, x_1, Sampler().for_network(CONFIG))
-    assert x_t.shape == (10, 5) and len(t) == len(own) == 10
-    assert not own[6:].any() and (t[6:] > 0).all() and len(t[6:].unique()) == 4
-    assert torch.equal(own[:6], t[:6] > 0)
+    x_t, t, steps = training_states(network, x_1, Sampler().for_network(CONFIG))
+    assert x_t.shape == (10, 5) and len(t) == len(steps) == 10
+    assert (steps[6:] == -1).all() and (t[6:] > 0).all() and len(t[6:].unique()) == 4
+    assert torch.equal(steps[:6] == -1, t[:6] == 0) and steps.max() <= 2
     n = 30_000
-    x_t, t, own = training_states(network, x_1[:1].expand(n, 5), Sampler().for_network(CONFIG))
+    x_t, t, _ = training_states(network, x_1[:1].expand(n, 5), Sampler().for_network(CONFIG))
     path = t >= 0.9
     path[: 6 * n // 10] = False
     share = (t[path] + (1 - t[path]) / 7).mean().item()
@@ -314,7 +321,7 @@ def test_the_states_of_a_batch():
 def test_only_texts_that_move_are_computed():
     """Step i has the rows that make more than i steps, at their own times."""
     network = SureNetwork()
-    _, t = own_states(network, 64, Sampler().for_network(CONFIG))
+    _, t, _ = own_states(network, 64, Sampler().for_network(CONFIG))
     sizes = [len(x_t) for x_t, _, _ in network.calls]
     assert sizes == sorted(sizes, reverse=True) and sizes[0] == (t > 0).sum()
     assert len(sizes) <= 7 and (network.calls[0][1] == 0).all()
