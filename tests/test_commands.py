@@ -32,6 +32,7 @@ from data.prepare import python_text
 from data.tokenizer import Tokenizer, gpt2_encoding
 from flow import kappa
 from model import ModelConfig
+from plot import label
 from train import NETWORK, RECIPES, Config, loss_of, make_config
 
 STAGES = ("judge", "dfm", "fsdfm", "dmd")
@@ -293,6 +294,9 @@ def test_the_report(trained):
     for row in rows:
         assert 0 < row["entropy"] <= 5 and 0 < row["distinct_4grams"] <= 1
         assert row["seconds_per_sample"] > 0
+        assert row["update"] == ("renoise" if row["model"] == "dmd" else "cumulative")
+    assert label("dmd", rows[3:6]) == "distribution matching (renoise)"
+    assert label("dfm", rows[:3]) == "DFM"
     assert (trained / "out/curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
