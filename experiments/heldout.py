@@ -367,6 +367,8 @@ def parse_arguments():
     defaults = {name: parser.get_default(name) for name in SAMPLING}
     parser.set_defaults(**dict.fromkeys(SAMPLING))  # None: not on the command line
     arguments = parser.parse_args()
+    if arguments.part == "likelihood" and "dmd" in (arguments.models or []):
+        raise UserError("dmd has no likelihood: what it predicts is no posterior (matching.py)")
     for name, default in defaults.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, default)

@@ -322,7 +322,7 @@ def test_likelihood(trained, tmp_path):
     """Of the text of the training, and of another."""
     printed = run(trained, "experiments/heldout.py", "likelihood", *PYDOCS).stdout
     rows = report_rows(trained / "out/likelihood-pydocs.json")
-    assert [row["model"] for row in rows] == list(STAGES)
+    assert [row["model"] for row in rows] == ["judge", "dfm", "fsdfm"]
     assert all(f"{row['nats']:.3f}" in printed for row in rows)
     assert 3 < rows[0]["nats"] < rows[1]["nats"]  # the judge learns more in as many iterations
     text = "Call me Ishmael. Some years ago, never mind how long precisely. " * 200
@@ -650,6 +650,7 @@ def test_a_student_needs_a_finished_dfm(trained, tmp_path, stage):
         (["eval.py", "--dfm", "out/judge.pt"], "out/judge.pt is a judge"),
         (["experiments/heldout.py", "perplexity"], "invalid choice: 'perplexity'"),
         (["experiments/heldout.py", "likelihood", "--steps", "4"], "--steps has no meaning"),
+        (["experiments/heldout.py", "likelihood", "--models", "dmd"], "dmd has no likelihood"),
         (["experiments/heldout.py", "infill", "--temperatures", "0.5"],
          "unrecognized arguments: --temperatures"),
         (["experiments/ablate.py", "--out", "nowhere"], "speedrun.sh"),
