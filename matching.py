@@ -13,8 +13,8 @@ Where a is above f, the student writes that token too often in that context:
 
     x ~ p(. | x_t, t)        z ~ path from x to time s
 
-    auxiliary   loss = -log a(x | z, s, t)
-    student     loss = -sum_v p(v | x_t, t) (log f(v | z, s) - log a(v | z, s, t))
+    auxiliary   loss = -log a(x | z, s)
+    student     loss = -sum_v p(v | x_t, t) (log f(v | z, s) - log a(v | z, s))
 
 with no gradient through x, z, f and a. If the student's texts are distributed as the DFM's, then
 a = f, and nothing moves. experiments/one_step.py does this in an exact world.
@@ -35,8 +35,6 @@ tokens. The frequencies, the shared noise and the states of the sampler are ours
 distill.py. Read next: train.py.
 """
 
-from dataclasses import replace
-
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -44,12 +42,13 @@ import torch.nn.functional as F
 from flow import (
     Sampler, draw_texts, grid_time, sample_path, sample_source, sampler_step, text_logits,
 )
-from model import Transformer, copy_dfm_weights
+from model import Transformer
 
-STEP_COUNTS = (2, 4, 8)  # of the student's sampler in training
+STEP_COUNTS = (4, 8, 16)  # of the student's sampler in training
 EARLIEST, LATEST = 0.02, 0.98  # s: before, frequencies; after, the text is there already
 LARGEST_SCORE, LARGEST_FREQUENCY_SCORE = 5, 2  # of a difference of log probabilities
-FREQUENCY_DECAY = 0.99  # of the running mean, in updates
+FREQUENCY_TEXTS = 20_000  # of the text, in which the tokens are counted
+FREQUENCY_DECAY = 0.99  # of the running mean of the student's, for each update
 ANCHOR_AT_0 = 2.0
 TEXT_SHARE = 0.4  # of the rows of a batch are text on the path
 
@@ -57,58 +56,49 @@ TEXT_SHARE = 0.4  # of the rows of a batch are text on the path
 # what the student writes: a network's view, and the frequency of each token
 
 
-@torch.no_grad()
-def token_frequency(dfm, texts=64):
-    """How often each token stands at each place of the DFM's texts, (L, V): what it predicts at
-    t = 0 for noise."""
-    device = next(dfm.parameters()).device
-    x_0 = sample_source((texts, dfm.config.block_size), dfm.config, device)
-    logits = dfm(x_0, torch.zeros(texts, device=device))
-    return text_logits(logits, dfm.config).softmax(-1).mean(0)
+def token_frequency(texts, vocab_size, by_place):
+    """The share of each token among those of texts (N, L): at each place, (L, V), or over all,
+    (1, V). float32."""
+    places = texts.T if by_place else texts.reshape(1, -1)
+    counts = torch.stack([torch.bincount(place, minlength=vocab_size) for place in places])
+    return counts / places.shape[1]
 
 
 class Auxiliary(nn.Module):
     """The posterior of the student's texts, (B, L, n_tokens) logits for noisy texts z (B, L) at
     times s (B,), and their token frequencies. It starts as the DFM, as the student does.
 
-    It is told at which t (B,) the student wrote the text, in the place of the step size: texts
-    written at t = 0 are bad, and one network for all would blame the later ones for it.
-
-    by_place: frequencies at each place of a text, where all texts are laid out alike; else over all
-    places, since a place has too few tokens to count.
+    text_frequency (L, V) is that of true texts at each place (token_frequency). Where texts are not
+    laid out alike, a place has too few tokens to count: then it is (1, V), over all places.
     """
 
-    def __init__(self, dfm, by_place):
+    def __init__(self, dfm, text_frequency):
         super().__init__()
-        self.by_place = by_place
-        frequency = self.over_places(token_frequency(dfm))  # (L or 1, V)
-        self.register_buffer("text_frequency", frequency)
-        self.register_buffer("frequency", frequency.repeat(len(STEP_COUNTS), 1, 1))  # student's
-        self.network = Transformer(replace(dfm.config, step_aware=True))
-        copy_dfm_weights(self.network, dfm)
+        self.register_buffer("text_frequency", text_frequency)
+        student = text_frequency.repeat(len(STEP_COUNTS), 1, 1)  # (n, L or 1, V)
+        self.register_buffer("frequency", student)
+        self.network = Transformer(dfm.config)
+        self.network.load_state_dict(dfm.state_dict())
 
-    def forward(self, z, s, t):
-        return self.network(z, s, 1 - t)
-
-    def over_places(self, p):
-        """(..., L, V) as it is, or its mean (..., 1, V)."""
-        return p if self.by_place else p.mean(-2, keepdim=True)
+    def forward(self, z, s):
+        return self.network(z, s)
 
     def frequency_score(self, p, steps):
-        """log of a token's frequency in the DFM's texts, minus the same of the student's texts,
+        """log of a token's frequency in true texts, minus the same of the student's texts,
         (B, L or 1, V).
 
-        Texts of 2 steps and of 8 have frequencies of their own: steps (B,) says for each row which
+        Texts of 4 steps and of 16 have frequencies of their own: steps (B,) says for each row which
         of STEP_COUNTS it is, or -1: such rows have a score of 0. In training p (B, L, V) joins the
         running means.
         """
         if self.training:
-            of_rows = self.over_places(p.detach())
-            for i in range(len(STEP_COUNTS)):
+            for i, frequency in enumerate(self.frequency):  # (L or 1, V)
                 rows = (steps == i).float()[:, None, None]  # (B, 1, 1)
-                mean = (rows * of_rows).sum(0) / rows.sum().clamp(min=1)
-                self.frequency[i].lerp_(mean, (1 - FREQUENCY_DECAY) * (rows.sum() > 0))
-        score = self.text_frequency.log() - self.frequency.clamp(min=1e-9).log()  # (n, L or 1, V)
+                mean = (rows * p.detach()).sum(0) / rows.sum().clamp(min=1)  # (L, V)
+                if len(frequency) == 1:
+                    mean = mean.mean(0, keepdim=True)
+                frequency.lerp_(mean, (1 - FREQUENCY_DECAY) * (rows.sum() > 0))
+        score = self.text_frequency.log() - self.frequency.clamp(min=1e-9).log()
         score = score.clamp(-LARGEST_FREQUENCY_SCORE, LARGEST_FREQUENCY_SCORE)
         return torch.where((steps >= 0)[:, None, None], score[steps], 0)
 
@@ -194,7 +184,7 @@ def matching_loss(student, ema, dfm, auxiliary, x_1, settings):
     z = sample_path(x, s, config)
     with torch.no_grad():
         log_f = text_logits(dfm(z, s), config).log_softmax(-1)
-    log_a = text_logits(auxiliary(z, s, t), config).log_softmax(-1)
+    log_a = text_logits(auxiliary(z, s), config).log_softmax(-1)
 
     # 3. the auxiliary learns what the student writes
     auxiliary_loss = F.nll_loss(log_a.flatten(0, 1), x.flatten())

@@ -100,7 +100,7 @@ class Config:
     ema_warmup: str = setting("on", "lower EMA decay at first", choices=("on", "off"))
     # distribution matching (dmd)
     auxiliary_rate: float = setting(5.0, "the auxiliary's learning rate is X times as high", 0, 1e3)
-    frequency_weight: float = setting(3.0, "of token frequencies in the loss", 0, 1e3)
+    frequency_weight: float = setting(4.0, "of token frequencies in the loss", 0, 1e3)
     frequency_of: str = setting("place", "counted at each place or over all", choices=FREQUENCY_OF)
     anchor: float = setting(0.2, "of KL(student || DFM) in the student's loss", 0, 1e3)
     shared_noise: str = setting("on", "tokens of a text draw together", choices=("on", "off"))
@@ -115,7 +115,7 @@ NETWORK = (
 # the EMA decay belong to the length of a run, and so to its size. The paper's are of 128 sequences
 # an iteration, 96 for the student, on one GPU: with N GPUs divide --accumulation by N.
 DMD = {"optimizer": "adamw", "weight_decay": 0.0, "ema_decay": 0.99, "validate_every": 200}
-DMD_STORIES = DMD | {"iterations": 900, "learning_rate": 2e-4}
+DMD_STORIES = DMD | {"iterations": 900, "learning_rate": 4e-4}
 DMD_TEXT = DMD | {
     "iterations": 800, "learning_rate": 2e-4, "frequency_weight": 2.0,
     "frequency_of": "text", "shared_noise": "off",
@@ -356,6 +356,7 @@ def start_run(arguments, settings, dataset, device, world):
         settings = replace(settings, **{name: getattr(model.config, name) for name in NETWORK})
         ema = copy.deepcopy(model).requires_grad_(False).eval()
         dfm = file_hash(dfm_path)
+    dataset.must_fill(settings.block_size)
     optimizers, passes = make_optimizers(model, settings), world * settings.accumulation
     run = Run(stage, settings, path, model, ema, optimizers, passes, dfm)
     if stage == "dmd":
@@ -452,7 +453,6 @@ def main():
             return print(f"{path} is finished ({run.settings.iterations} iterations)")
     else:
         run = start_run(arguments, settings, dataset, device, world)
-    dataset.must_fill(run.settings.block_size)
     network, teacher = run.model, run.ema
     if arguments.compile or (arguments.compile is None and device.type == "cuda"):
         network, teacher = torch.compile(network), teacher and torch.compile(teacher)

@@ -12,7 +12,7 @@ from common.checkpoint import (
 from common.command import UserError
 from common.files import file_hash
 from common.optimizer import make_optimizers
-from matching import Auxiliary
+from matching import FREQUENCY_TEXTS, Auxiliary, token_frequency
 from model import Transformer
 
 
@@ -97,9 +97,12 @@ def must_agree(checkpoint, path, settings, agreed, world):
 
 def add_auxiliary(run, dataset, device):
     """What dmd has more than the other stages: the frozen DFM, the auxiliary and its optimizers."""
-    dfm = load_finished_dfm(run.path.with_name("dfm.pt"), dataset).to(device)
-    run.frozen_dfm = dfm.requires_grad_(False).eval()
-    run.auxiliary = Auxiliary(run.frozen_dfm, run.settings.frequency_of == "place").to(device)
+    dfm = load_finished_dfm(run.path.with_name("dfm.pt"), dataset)
+    texts = dataset.batch("train", FREQUENCY_TEXTS, dfm.config.block_size)
+    by_place = run.settings.frequency_of == "place"
+    frequency = token_frequency(texts, dfm.config.vocab_size, by_place)
+    run.frozen_dfm = dfm.to(device).requires_grad_(False).eval()
+    run.auxiliary = Auxiliary(run.frozen_dfm, frequency).to(device)
     for optimizer in make_optimizers(run.auxiliary.network, run.settings):
         for group in optimizer.param_groups:
             group["factor"] = run.settings.auxiliary_rate
@@ -116,6 +119,7 @@ def resume_run(path, settings, agreed, dataset, device, world, repair):
     must_agree(checkpoint, path, settings, agreed, world)
     passes, done = checkpoint["passes"], checkpoint["iteration"]
     settings = replace(settings, **checkpoint["settings"] | {"accumulation": passes // world})
+    dataset.must_fill(settings.block_size)
     model = network_of(checkpoint, path).to(device)
     ema = None
     if stage in STUDENTS:

@@ -13,10 +13,10 @@ from exact import world_config
 
 import matching
 from experiments.one_step import kl, written_texts
-from flow import Sampler, categorical, draw_texts, draw_with_shared_noise, kappa, sample_source
+from flow import Sampler, categorical, draw_texts, draw_with_shared_noise, kappa
 from matching import Auxiliary, anchor, token_frequency, matching_loss, own_states, score
 from matching import training_states
-from model import ModelConfig, Transformer, copy_dfm_weights
+from model import ModelConfig, Transformer
 from toy import TEXT, L, V
 
 SETTINGS = SimpleNamespace(frequency_weight=0.0, anchor=0.0)
@@ -58,7 +58,7 @@ class ExactAuxiliary:
     def __init__(self, student):
         self.student = student
 
-    def __call__(self, z, s, t):
+    def __call__(self, z, s):
         return exact_logits(texts_of(self.student), z, s)
 
     def frequency_score(self, p, steps):
@@ -106,8 +106,8 @@ def small_networks(frequency_weight=1.0):
         networks.append(network)
     student, dfm, other = networks
     dfm.requires_grad_(False).eval()
-    auxiliary = Auxiliary(dfm, by_place=True).eval()
-    copy_dfm_weights(auxiliary.network, other)
+    auxiliary = Auxiliary(dfm, torch.full((5, 7), 1 / 7)).eval()
+    auxiliary.network.load_state_dict(other.state_dict())
     settings = SimpleNamespace(frequency_weight=frequency_weight, anchor=0.3)
     return student, dfm, auxiliary, settings
 
@@ -152,7 +152,7 @@ def test_each_network_has_its_own_part_of_the_loss(monkeypatch):
     ema = copy.deepcopy(student)
     gradients = []
     for weight in (0.0, 1.0):
-        auxiliary.frequency[:, 0] = 0.9  # the student writes token 0 too often
+        auxiliary.frequency[..., 0] = 0.9  # the student writes token 0 too often
         settings.frequency_weight = weight
         torch.manual_seed(2)
         student.zero_grad()
@@ -176,7 +176,7 @@ def test_each_network_has_its_own_part_of_the_loss(monkeypatch):
     s = s + (matching.LATEST - s) * torch.rand_like(s)
     z = matching.sample_path(x, s, CONFIG)
     auxiliary.zero_grad()
-    F.cross_entropy(auxiliary(z, s, t).transpose(1, 2), x).backward()
+    F.cross_entropy(auxiliary(z, s).transpose(1, 2), x).backward()
     again = torch.cat([p.grad.flatten() for p in auxiliary.network.parameters()])
     torch.testing.assert_close(again, gradients[0][1], rtol=1e-4, atol=1e-6)
 
@@ -210,49 +210,42 @@ def test_texts_are_drawn_as_they_will_be_sampled():
         assert torch.equal(draw_texts(p, shared_noise), expected)
 
 
-def test_the_auxiliary_starts_as_the_dfm_and_knows_t():
-    """At first as the DFM, whatever t; once trained, it tells texts of different t apart."""
+def test_the_auxiliary_starts_as_the_dfm():
     dfm = small_networks()[1]
-    network = Auxiliary(dfm, by_place=True)
     z, s = torch.randint(7, (4, 5)), torch.tensor([0.1, 0.4, 0.6, 0.9])
-    for t in (torch.zeros(4), torch.full((4,), 0.9)):
-        torch.testing.assert_close(network(z, s, t), dfm(z, s), rtol=1e-4, atol=1e-4)
-    nn.init.normal_(network.network.condition.fuser.weight, std=0.3)
-    assert not torch.allclose(network(z, s, torch.zeros(4)), network(z, s, t), atol=1e-3)
+    torch.testing.assert_close(Auxiliary(dfm, torch.ones(1, 7))(z, s), dfm(z, s))
 
 
 # ------------------------------------------------------------------------------------------------
 # the frequencies
 
 
-@pytest.mark.parametrize("by_place", [True, False])
-def test_the_frequencies(by_place):
-    """Those of the DFM are its prediction for noise; the student's are running means, one for each
-    number of steps, which validation leaves alone; the score is the log of their ratio."""
-    dfm = small_networks()[1]
-    torch.manual_seed(4)
-    auxiliary = Auxiliary(dfm, by_place)
-    torch.manual_seed(4)
-    x_0 = sample_source((64, 5), CONFIG)
-    expected = dfm(x_0, torch.zeros(64)).softmax(-1).mean(0)
-    torch.manual_seed(4)
-    torch.testing.assert_close(token_frequency(dfm), expected)
-    expected = expected if by_place else expected.mean(0, keepdim=True)  # (5 or 1, 7)
-    torch.testing.assert_close(auxiliary.text_frequency, expected)
-    torch.testing.assert_close(auxiliary.frequency, expected.expand(3, -1, -1))
+def test_the_frequency_of_tokens_in_texts():
+    texts = torch.tensor([[0, 1, 2], [0, 2, 2]])
+    by_place = torch.tensor([[1, 0, 0, 0], [0, 0.5, 0.5, 0], [0, 0, 1, 0]])
+    assert torch.equal(token_frequency(texts, 4, True), by_place)
+    assert torch.equal(token_frequency(texts, 4, False), by_place.mean(0, keepdim=True))
 
+
+@pytest.mark.parametrize("by_place", [True, False])
+def test_the_frequency_score(by_place):
+    """The student's frequencies start as those of true texts. They are running means, one for each
+    number of steps, which validation leaves alone. The score is the log of their ratio."""
+    true = torch.rand(5 if by_place else 1, 7).softmax(-1)
+    auxiliary = Auxiliary(small_networks()[1], true)
     rows = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]])
-    p, steps = F.one_hot(rows, 7).float(), torch.tensor([1, 1, 2, -1])  # (4, 5, 7): none of 2 steps
-    auxiliary.eval().frequency_score(p, steps)
-    torch.testing.assert_close(auxiliary.frequency, expected.expand(3, -1, -1))
+    p, steps = F.one_hot(rows, 7).float(), torch.tensor([1, 1, 2, -1])  # (4, 5, 7): none of 4 steps
+    assert (auxiliary.eval().frequency_score(p, steps) == 0).all()
+    torch.testing.assert_close(auxiliary.frequency, true.expand(3, -1, -1))
+
     found = auxiliary.train().frequency_score(p, steps)
-    of_4, of_8 = p[:2].mean(0), p[2]
+    of_8, of_16 = p[:2].mean(0), p[2]
     if not by_place:
-        of_4, of_8 = of_4.mean(0, keepdim=True), of_8.mean(0, keepdim=True)
-    means = [expected, 0.99 * expected + 0.01 * of_4, 0.99 * expected + 0.01 * of_8]
+        of_8, of_16 = of_8.mean(0, keepdim=True), of_16.mean(0, keepdim=True)
+    means = [true, 0.99 * true + 0.01 * of_8, 0.99 * true + 0.01 * of_16]
     torch.testing.assert_close(auxiliary.frequency, torch.stack(means))
     for row, i in enumerate((1, 1, 2)):
-        torch.testing.assert_close(found[row], (expected / means[i]).log().clamp(-2, 2))
+        torch.testing.assert_close(found[row], (true / means[i]).log().clamp(-2, 2))
     assert (found[3] == 0).all() and found[2, 0, 1] < 0 < found[2, 0, 2]
     for _ in range(2000):
         found = auxiliary.frequency_score(p, steps)
@@ -278,18 +271,18 @@ class SureNetwork(nn.Module):
 
 
 def test_the_states_are_those_of_the_students_sampler():
-    """Steps of 2, 4 and 8, each as often as the others, at every one of their times; a state at t
+    """Each number of steps as often as the others, at every one of its times; a state at t
     has kappa(t) + (1 - kappa(t)) / V of the token that the network is sure of."""
     network, n = SureNetwork(), 30_000
     x_t, t, which = own_states(network, n, Sampler().for_network(CONFIG))
     assert x_t.shape == (n, 5)
     # P(time): n is each of three, and each of its n times is as likely
     expected = {}
-    for count in (2, 4, 8):
+    for count in matching.STEP_COUNTS:
         for i in range(count):
             time = 1 - (1 - i / count) ** 2
             expected[time] = expected.get(time, 0) + 1 / (3 * count)
-    for i, count in enumerate((2, 4, 8)):
+    for i, count in enumerate(matching.STEP_COUNTS):
         assert t[which == i].unique().tolist() == [1 - (1 - k / count) ** 2 for k in range(count)]
     times, counts = t.unique(return_counts=True)
     assert times.tolist() == pytest.approx(sorted(expected))
@@ -324,5 +317,5 @@ def test_only_texts_that_move_are_computed():
     _, t, _ = own_states(network, 64, Sampler().for_network(CONFIG))
     sizes = [len(x_t) for x_t, _, _ in network.calls]
     assert sizes == sorted(sizes, reverse=True) and sizes[0] == (t > 0).sum()
-    assert len(sizes) <= 7 and (network.calls[0][1] == 0).all()
+    assert len(sizes) <= 15 and (network.calls[0][1] == 0).all()
     assert (network.calls[0][1] + network.calls[0][2] <= t[: sizes[0]] + 1e-6).all()
