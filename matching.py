@@ -19,9 +19,9 @@ Where a is above f, the student writes that token too often in that context:
 with no gradient through x, z, f and a. If the student's texts are distributed as the DFM's, then
 a = f, and nothing moves. experiments/one_step.py does this in an exact world.
 
-Most states x_t are those that the student's own sampler visits in few steps, flow.renoise: to draw
-a whole text and noise it afresh is what makes p(y | x_t) a distribution of texts. The others are
-text on the path, as in the training of the DFM.
+The states x_t are those that the student's own sampler visits in few steps, flow.renoise: to draw
+a whole text and noise it afresh is what makes p(y | x_t) a distribution of texts. Of real text a
+part of them is text on the path, as in the training of the DFM.
 
 Two terms keep the student from the few texts that it can write best (docs/beyond.md):
 
@@ -50,7 +50,6 @@ LARGEST_SCORE, LARGEST_FREQUENCY_SCORE = 5, 2  # of a difference of log probabil
 FREQUENCY_TEXTS = 20_000  # of the text, in which the tokens are counted
 FREQUENCY_DECAY = 0.99  # of the running mean of the student's, for each update
 ANCHOR_AT_0 = 2.0
-TEXT_SHARE = 0.4  # of the rows of a batch are text on the path
 
 # ------------------------------------------------------------------------------------------------
 # what the student writes: a network's view, and the frequency of each token
@@ -127,15 +126,15 @@ def own_states(student, batch_size, sampler):
     return x_t, grid_time(k, n, sampler.grid_power).to(device), which.to(device)
 
 
-def training_states(student, x_1, sampler):
+def training_states(student, x_1, text_share, sampler):
     """x_t (B, L), t (B,) and steps (B,) of a batch.
 
-    Most rows are states of the student's sampler, and steps says of which of STEP_COUNTS; -1 at
-    t = 0, where nothing is the student's. The others are texts x_1 (B, L) on the path, -1, so that
-    no kind of text is forgotten.
+    text_share of the rows are texts x_1 (B, L) on the path, so that no kind of text is forgotten.
+    The others are states of the student's sampler, and steps says of which of STEP_COUNTS. It is -1
+    for text, and at t = 0, where nothing is the student's.
     """
     B = len(x_1)
-    texts = int(TEXT_SHARE * B)
+    texts = int(text_share * B)
     x_own, t_own, which = own_states(student, B - texts, sampler)
     t_path = LATEST * torch.rand(texts, device=x_1.device)
     x_path = sample_path(x_1[:texts], t_path, student.config)
@@ -166,13 +165,13 @@ def matching_loss(student, ema, dfm, auxiliary, x_1, settings):
     two moves what the other is measured by.
 
     `ema` is the student's: its sampler makes the states x_t. `settings` are train.py's:
-    frequency_weight and anchor.
+    frequency_weight, anchor and text_share.
     """
     config = student.config
     sampler = Sampler().for_network(config)
 
     # 1. the student writes
-    x_t, t, steps = training_states(ema, x_1, sampler)
+    x_t, t, steps = training_states(ema, x_1, settings.text_share, sampler)
     logits = text_logits(student(x_t, t), config)  # (B, L, V)
     p = logits.softmax(-1)
     with torch.no_grad():

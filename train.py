@@ -102,7 +102,8 @@ class Config:
     auxiliary_rate: float = setting(5.0, "the auxiliary's learning rate is X times as high", 0, 1e3)
     frequency_weight: float = setting(4.0, "of token frequencies in the loss", 0, 1e3)
     frequency_of: str = setting("place", "counted at each place or over all", choices=FREQUENCY_OF)
-    anchor: float = setting(0.2, "of KL(student || DFM) in the student's loss", 0, 1e3)
+    anchor: float = setting(0.1, "of KL(student || DFM) in the student's loss", 0, 1e3)
+    text_share: float = setting(0.0, "share of its states that are text on the path", 0, 0.9)
     shared_noise: str = setting("on", "tokens of a text draw together", choices=("on", "off"))
 
 
@@ -115,10 +116,10 @@ NETWORK = (
 # the EMA decay belong to the length of a run, and so to its size. The paper's are of 128 sequences
 # an iteration, 96 for the student, on one GPU: with N GPUs divide --accumulation by N.
 DMD = {"optimizer": "adamw", "weight_decay": 0.0, "ema_decay": 0.99, "validate_every": 200}
-DMD_STORIES = DMD | {"iterations": 900, "learning_rate": 4e-4}
+DMD_STORIES = DMD | {"iterations": 2000, "learning_rate": 4e-4}
 DMD_TEXT = DMD | {
     "iterations": 800, "learning_rate": 2e-4, "frequency_weight": 2.0,
-    "frequency_of": "text", "shared_noise": "off",
+    "frequency_of": "text", "anchor": 0.2, "text_share": 0.4, "shared_noise": "off",
 }
 REAL_TEXT = {"positions": "rotary", "loss_weight_max": 2.0}
 PAPER_RUN = REAL_TEXT | {

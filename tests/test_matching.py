@@ -19,7 +19,7 @@ from matching import training_states
 from model import ModelConfig, Transformer
 from toy import TEXT, L, V
 
-SETTINGS = SimpleNamespace(frequency_weight=0.0, anchor=0.0)
+SETTINGS = SimpleNamespace(frequency_weight=0.0, anchor=0.0, text_share=0.0)
 X_1 = torch.arange(30).view(6, 5) % 7  # texts for networks of CONFIG
 CONFIG = ModelConfig(
     vocab_size=7, block_size=5, n_layer=1, n_head=2, dim=16, cond_dim=8, update="renoise"
@@ -76,7 +76,6 @@ def test_one_step_of_the_student_writes_true_texts(monkeypatch):
     which would keep the first step where it is, is off."""
     monkeypatch.setattr(matching, "STEP_COUNTS", (1,))
     monkeypatch.setattr(matching, "ANCHOR_AT_0", 0.0)
-    monkeypatch.setattr(matching, "TEXT_SHARE", 0.0)
     x_1 = torch.zeros(4096, L, dtype=torch.int64)  # not read
     student = TableStudent()
     auxiliary, dfm = ExactAuxiliary(student), partial(exact_logits, torch.from_numpy(TEXT))
@@ -108,7 +107,7 @@ def small_networks(frequency_weight=1.0):
     dfm.requires_grad_(False).eval()
     auxiliary = Auxiliary(dfm, torch.full((5, 7), 1 / 7)).eval()
     auxiliary.network.load_state_dict(other.state_dict())
-    settings = SimpleNamespace(frequency_weight=frequency_weight, anchor=0.3)
+    settings = SimpleNamespace(frequency_weight=frequency_weight, anchor=0.3, text_share=0.4)
     return student, dfm, auxiliary, settings
 
 
@@ -169,7 +168,7 @@ def test_each_network_has_its_own_part_of_the_loss(monkeypatch):
     # the auxiliary's part, once more
     torch.manual_seed(2)
     sampler = Sampler().for_network(CONFIG)
-    x_t, t, _ = training_states(ema, X_1, sampler)
+    x_t, t, _ = training_states(ema, X_1, 0.4, sampler)
     p = student(x_t, t).softmax(-1)
     x = draw_texts(p, False)
     s = t.clamp(min=matching.EARLIEST)
@@ -298,12 +297,13 @@ def test_the_states_of_a_batch():
     """The sampler's states first, then text on the path; what is not the student's has no number
     of steps."""
     network, x_1 = SureNetwork(), torch.full((10, 5), 6)
-    x_t, t, steps = training_states(network, x_1, Sampler().for_network(CONFIG))
+    sampler = Sampler().for_network(CONFIG)
+    x_t, t, steps = training_states(network, x_1, 0.4, sampler)
     assert x_t.shape == (10, 5) and len(t) == len(steps) == 10
     assert (steps[6:] == -1).all() and (t[6:] > 0).all() and len(t[6:].unique()) == 4
     assert torch.equal(steps[:6] == -1, t[:6] == 0) and steps.max() <= 2
     n = 30_000
-    x_t, t, _ = training_states(network, x_1[:1].expand(n, 5), Sampler().for_network(CONFIG))
+    x_t, t, _ = training_states(network, x_1[:1].expand(n, 5), 0.4, sampler)
     path = t >= 0.9
     path[: 6 * n // 10] = False
     share = (t[path] + (1 - t[path]) / 7).mean().item()
