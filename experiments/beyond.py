@@ -1,13 +1,13 @@
-"""Four ways to spend training time: a longer DFM, FS-DFM, and distribution matching.
+"""Four ways to spend training time, measured with one sampler.
 
     python experiments/beyond.py                   stories -> beyond/stories.md, stories.png
     python experiments/beyond.py --data pydocs     real text -> beyond/pydocs.md, pydocs.png
     python experiments/beyond.py --seeds 1 2       trained and measured with each seed
 
-    DFM            as `train.py dfm` trains it
-    longer DFM     trained for as long as DFM and dmd together, by the clock of their checkpoints
-    FS-DFM         distilled from the DFM (distill.py)
-    dmd            distribution matching, from the same DFM (matching.py)
+    DFM                     as `train.py dfm` trains it
+    compute-matched DFM     for as long as DFM and dmd together, by the clock of their checkpoints
+    FS-DFM                  distilled from the DFM (distill.py)
+    distribution matching   dmd, from the same DFM (matching.py)
 
 All four draw with the sampler that dmd was made for, renoise, and for stories with shared noise,
 since it is the better one for the others, too (docs/beyond.md). Of stories the picture has right
@@ -31,11 +31,10 @@ from experiments.ablate import run_script
 from plot import ENTROPY, GREY, LABELS, LOOK, PERPLEXITY, STYLES, lowest_variety, plain_log_scale
 from train import PRESETS
 
-LONGER = "longer DFM"
-NAMES = {**LABELS, "longer": LONGER}
+NAMES = {"dfm": "DFM", "longer": "compute-matched DFM"} | LABELS  # in the order of the table
 LOOKS = STYLES | {"longer": STYLES["dfm"] | {"color": "#7fa8d9", "marker": "D"}}
 STEPS = {"stories": (1, 2, 4, 8, 16), "text": (4, 8)}
-TEMPERATURES = (0.7, 0.8, 0.9, 1.0)  # of text
+TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0)  # of text
 
 # ------------------------------------------------------------------------------------------------
 # training and measuring
@@ -48,7 +47,7 @@ def longer_iterations(folder):
 
 
 def train_all(seed, folder, arguments):
-    """Trains what is missing, in `folder`, and the longer DFM in the folder "longer" there."""
+    """Trains what is missing, in `folder`, and the compute-matched DFM in its folder "longer"."""
     flags = ["--resume", "--seed", seed, "--data", arguments.data]
     flags += ["--preset", arguments.preset] if arguments.preset else []
     for stage in ("judge", "dfm", "fsdfm", "dmd"):
@@ -58,8 +57,8 @@ def train_all(seed, folder, arguments):
 
 
 def measure_all(seed, folder, arguments):
-    """[row of eval.json] of all four, the longer DFM's with "longer" as their model; and the
-    measures of real text."""
+    """[row of eval.json] of all four, the compute-matched DFM's with "longer" as their model; and
+    the measures of real text."""
     stories = arguments.data == "stories"
     flags = ["--data", arguments.data, "--seed", seed, "--num-samples", arguments.num_samples]
     flags += ["--judge", folder / "judge.pt", "--update", "renoise"]
@@ -85,7 +84,7 @@ def table(rows):
     lines = ["| network | seed | temperature | " + " | ".join(map(str, steps)) + " |"]
     lines.append("| --- | ---: | ---: |" + " ---: |" * len(steps))
     cells = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: list(NAMES).index(row["model"])):
         if "right" in row:
             variety = f" ({lowest_variety(row):.2f})" if row["variety"] else ""
             text = f"{row['right']:.3f} ± {row['right_error']:.3f}{variety}"
@@ -183,8 +182,9 @@ def main():
         rows += measured
     text = table(rows)
     write_text(arguments.out / f"{arguments.data}.md", text)
-    title = f"renoise{', shared noise' if 'right' in real else ''}; seeds "
-    title += f"{', '.join(map(str, arguments.seeds))}, {arguments.num_samples} texts a point"
+    title = f"renoise{', shared noise' if 'right' in real else ''}; "
+    title += f"seed{'s' if len(arguments.seeds) > 1 else ''} "
+    title += f"{', '.join(map(str, arguments.seeds))}; {arguments.num_samples} texts a point"
     figure = draw(rows, real, title)
     write_safely(
         arguments.out / f"{arguments.data}.png",
