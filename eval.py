@@ -385,6 +385,7 @@ def measure_rows(arguments, networks, hashes, judge, dataset, report, batch_size
             row |= {"temperature": temperature, "seconds_per_sample": seconds / samples}
             used = sampler.for_network(networks[model].config)
             row |= {"update": used.update, "shared_noise": used.shared_noise}
+            row["leave_one_out"] = used.leave_one_out
             rows[job] = row | measure(x_1, judge) | measure_stories(x_1, dataset)
             report["rows"] = [rows[job] for job in sorted(rows)]
             save()
@@ -399,6 +400,7 @@ def make_sampler(arguments, temperature=1.0):
         update=arguments.update,
         shared_noise=arguments.shared_noise,
         temperature=temperature,
+        leave_one_out=arguments.leave_one_out,
         step_conditioning=arguments.step_conditioning,
     )
 
@@ -433,7 +435,8 @@ def main():
     # a report of the same judge, seed and so on is continued
     path = arguments.out / "eval.json"
     key = {"judge": hashes["judge"], "text": dataset.meta["text_sha256"], "length": length}
-    names = ("seed", "batch_size", "update", "grid_power", "step_conditioning", "shared_noise")
+    names = ("seed", "batch_size", "update", "grid_power", "step_conditioning", "shared_noise",
+             "leave_one_out")
     key |= {name: getattr(arguments, name) for name in names}
     report = continue_report(path, key)
     if not report:

@@ -290,6 +290,7 @@ class Sampler:
     update: str | None = None  # one of UPDATES, or "renoise"; None: the network's own
     shared_noise: bool | None = None  # draw_with_shared_noise; None: the network's own
     temperature: float = 1.0  # divides the logits; below 1 the posterior is sharper
+    leave_one_out: bool = False  # leave_one_out_temperature; the mask source has no other
     top_p: float = 1.0  # keep the likeliest tokens that reach this probability together
     step_conditioning: str = "exact"  # the h of the network: "exact", or the "nearest" trained one
     compile: bool = False  # network and jump as one graph of torch.compile
@@ -322,6 +323,24 @@ def adjust_logits(logits, temperature=1.0, top_p=1.0):
     return logits
 
 
+def leave_one_out_temperature(logits, x_t, t, temperature, config):
+    """Another temperature for the uniform source (arXiv 2605.22765): logits (B, L, V), x_t (B, L),
+    t (B,) or (B, L) -> (B, L, V).
+
+    The posterior of a token is what all *other* tokens say, times what x_t itself says, which Bayes
+    knows: x_t is 1 + V kappa / (1 - kappa) times as likely if the token of the text is x_t.
+
+        p(v | x_t) ~ p(v | the others) * (1 + [v = x_t] V kappa / (1 - kappa))
+
+    Here the temperature sharpens the first factor alone. The ordinary one raises the second to the
+    power 1 / T, too, and so trusts noise more than it deserves: docs/beyond.md.
+    """
+    k = kappa(t, config.exponent).clamp(max=1 - 1e-3).reshape(len(t), -1)  # (B, 1) or (B, L)
+    itself = torch.log1p(config.vocab_size * k / (1 - k)).expand(x_t.shape)[..., None]  # (B, L, 1)
+    others = logits.scatter_add(-1, x_t[..., None], -itself)
+    return (others / temperature).scatter_add(-1, x_t[..., None], itself)
+
+
 def sampler_step(model, x_t, t, h, last, sampler, given=None):
     """x_t (B, L) at t -> x_{t+h}: one call of the network, one jump, by a Sampler.for_network.
     t, h, last are (B,). Tokens that are given (B, L) bool stay."""
@@ -329,7 +348,11 @@ def sampler_step(model, x_t, t, h, last, sampler, given=None):
     model_t = token_t if model.config.given_share else t
     model_h = nearest_trained(h) if sampler.step_conditioning == "nearest" else h
     logits = text_logits(model(x_t, model_t, model_h), model.config)  # (B, L, V)
-    logits = adjust_logits(logits, sampler.temperature, sampler.top_p)
+    temperature = sampler.temperature
+    if sampler.leave_one_out and model.config.source == "uniform" and temperature != 1:
+        logits = leave_one_out_temperature(logits, x_t, token_t, temperature, model.config)
+        temperature = 1
+    logits = adjust_logits(logits, temperature, sampler.top_p)
     shared = sampler.shared_noise
     if sampler.update == "renoise":
         return renoise(x_t, logits, token_t, h, model.config, last, shared)

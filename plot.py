@@ -72,9 +72,9 @@ def label(model, rows):
 def title(report, rows):
     """What the rows have in common: length, sampler, and how many samples are behind them."""
     parts = [f"{report['length']} tokens"]
-    for name in ("update", "shared_noise", "grid_power", "step_conditioning"):
+    for name in ("update", "shared_noise", "leave_one_out", "grid_power", "step_conditioning"):
         default = getattr(Sampler(), name)
-        value = report["key"].get(name, default)  # reports of older versions lack shared_noise
+        value = report["key"].get(name, default)  # reports of older versions lack some
         if value != default:
             parts.append(f"{name.replace('_', ' ')} {value}")
     fewest, most = min(column(rows, "samples")), max(column(rows, "samples"))

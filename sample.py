@@ -164,6 +164,9 @@ def add_sampler_flags(parser):
         "all tokens of a text draw with the same random numbers in a step, so that places that "
         "wait for the same word agree: good for stories, bad for other text "
         "(default: as dmd was trained, else no)")
+    parser.add_boolean("--leave-one-out", Sampler.leave_one_out,
+        "a temperature sharpens what the other tokens say of a token, not the token itself: better "
+        "for a DFM with the uniform source (docs/beyond.md)")
     add("--step-conditioning", choices=("exact", "nearest"),
         default=Sampler.step_conditioning,
         help="the h that the network is conditioned on: that of the step, or the nearest of "
@@ -232,6 +235,7 @@ def write_batch(arguments, model, template, steps, count, watcher):
             grid_power=arguments.grid_power,
             update=arguments.update,
             shared_noise=arguments.shared_noise,
+            leave_one_out=arguments.leave_one_out,
             temperature=temperature,
             top_p=top_p,
             step_conditioning=arguments.step_conditioning,

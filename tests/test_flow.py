@@ -28,6 +28,7 @@ from flow import (
     jump,
     jump_probability,
     kappa,
+    leave_one_out_temperature,
     nearest_trained,
     posterior,
     rate,
@@ -36,6 +37,7 @@ from flow import (
     sample_path,
     sample_source,
     sample_times,
+    sampler_step,
     survival,
     time_grid,
 )
@@ -770,6 +772,39 @@ def test_temperature():
     x_1 = generate(network, x_0, 1, Sampler(temperature=0.5))
     counts = torch.bincount(x_1.flatten(), minlength=4).float()
     assert chi_square(counts, 2 * n * P**2 / (P**2).sum()) < chi_square_bound(3)
+
+
+@pytest.mark.parametrize("exponent", [1.0, 2.0])
+def test_leave_one_out_temperature(exponent):
+    """By Bayes' rule: what the others say is sharpened, what x_t says is not."""
+    config = replace(FixedNetwork("uniform").config, exponent=exponent)
+    V, t, x_t = 4, torch.tensor([0.0, 0.3, 0.9]), torch.tensor([[0, 1], [2, 3], [3, 3]])
+    others = torch.rand(3, 2, V).softmax(-1)
+    k = (t**exponent)[:, None, None]
+    likelihood = k * torch.eye(V)[x_t] + (1 - k) / V  # (3, 2, V): p(x_t | v)
+    adjusted = leave_one_out_temperature((others * likelihood).log(), x_t, t, 0.5, config)
+    expected = others**2 * likelihood
+    torch.testing.assert_close(adjusted.softmax(-1), expected / expected.sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("source", ["uniform", "mask"])
+def test_a_step_with_leave_one_out_temperature(source):
+    """Of the mask source it is the ordinary temperature: MASK says nothing."""
+    network, t, h = FixedNetwork(source), torch.full((50,), 0.5), torch.full((50,), 0.25)
+    x_t = sample_source((50, 2), network.config)
+    logits = network(x_t, t, h)[..., :4]
+    if source == "uniform":
+        expected = leave_one_out_temperature(logits, x_t, t, 0.7, network.config)
+    else:
+        expected = adjust_logits(logits, 0.7)
+    texts = []
+    for left_out in (True, False):
+        sampler = Sampler(temperature=0.7, leave_one_out=left_out).for_network(network.config)
+        torch.manual_seed(7)
+        texts.append(sampler_step(network, x_t, t, h, None, sampler))
+    torch.manual_seed(7)
+    assert torch.equal(texts[0], jump(x_t, expected, t, h, network.config))
+    assert torch.equal(*texts) == (source == "mask")
 
 
 @pytest.mark.parametrize(
