@@ -116,7 +116,7 @@ NETWORK = (
 # the EMA decay belong to the length of a run, and so to its size. The paper's are of 128 sequences
 # an iteration, 96 for the student, on one GPU: with N GPUs divide --accumulation by N.
 DMD = {"optimizer": "adamw", "weight_decay": 0.0, "ema_decay": 0.99, "validate_every": 200}
-DMD_STORIES = DMD | {"iterations": 2000, "learning_rate": 4e-4}
+DMD_STORIES = DMD | {"iterations": 900, "learning_rate": 4e-4}
 DMD_TEXT = DMD | {
     "iterations": 800, "learning_rate": 2e-4, "frequency_weight": 2.0,
     "frequency_of": "text", "anchor": 0.2, "text_share": 0.4, "shared_noise": "off",
