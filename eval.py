@@ -48,7 +48,7 @@ from data.dataset import Dataset
 from data.stories import KINDS, can_check, parse, variety
 from flow import Sampler, generate, sample_source
 from model import Transformer
-from sample import add_sampler_flags
+from sample import add_leave_one_out, add_sampler_flags
 
 STEPS = [2**i for i in range(11)]
 SAMPLES = {"stories": 256, "text": 64}  # where --num-samples does not say otherwise
@@ -300,6 +300,7 @@ def parse_arguments():
     add = parser.add_argument
     add("--temperatures", type=number(float, 0.001, 1000), nargs="+", metavar="T", default=[1.0],
         help="temperatures of the draws (default: 1)")
+    add_leave_one_out(parser)
     add("--slow-samples", type=number(int, 1, 10**6),
         help="texts at very many steps (default: on a CPU 64 stories from 128 steps on, or 8 other "
              "texts from 512; else as many)")
@@ -376,7 +377,7 @@ def measure_rows(arguments, networks, hashes, judge, dataset, report, batch_size
             if rows.get(job, {}).get("samples", 0) >= samples:
                 bar.update(steps * samples)
                 continue
-            sampler = make_sampler(arguments, temperature)
+            sampler = make_sampler(arguments, temperature, arguments.leave_one_out)
             x_1, seconds = timed_samples(
                 networks[model], (samples, length), steps, sampler, arguments.seed, batch_size,
                 callback=lambda step, x_t: bar.update(len(x_t)),
@@ -385,7 +386,6 @@ def measure_rows(arguments, networks, hashes, judge, dataset, report, batch_size
             row |= {"temperature": temperature, "seconds_per_sample": seconds / samples}
             used = sampler.for_network(networks[model].config)
             row |= {"update": used.update, "shared_noise": used.shared_noise}
-            row["leave_one_out"] = used.leave_one_out
             rows[job] = row | measure(x_1, judge) | measure_stories(x_1, dataset)
             report["rows"] = [rows[job] for job in sorted(rows)]
             save()
@@ -394,13 +394,13 @@ def measure_rows(arguments, networks, hashes, judge, dataset, report, batch_size
     return rows
 
 
-def make_sampler(arguments, temperature=1.0):
+def make_sampler(arguments, temperature=1.0, leave_one_out=False):
     return Sampler(
         grid_power=arguments.grid_power,
         update=arguments.update,
         shared_noise=arguments.shared_noise,
         temperature=temperature,
-        leave_one_out=arguments.leave_one_out,
+        leave_one_out=leave_one_out,
         step_conditioning=arguments.step_conditioning,
     )
 

@@ -330,11 +330,12 @@ def leave_one_out_temperature(logits, x_t, t, temperature, config):
     The posterior of a token is what all *other* tokens say, times what x_t itself says, which Bayes
     knows: x_t is 1 + V kappa / (1 - kappa) times as likely if the token of the text is x_t.
 
-        p(v | x_t) ~ p(v | the others) * (1 + [v = x_t] V kappa / (1 - kappa))
+        p(v | x_t) is proportional to p(v | the others) * (1 + [v = x_t] V kappa / (1 - kappa))
 
     Here the temperature sharpens the first factor alone. The ordinary one raises the second to the
-    power 1 / T, too, and so trusts noise more than it deserves: docs/beyond.md.
+    power 1 / T, too, and so keeps x_t too often: docs/beyond.md.
     """
+    # held below 1, where given tokens are and the factor is infinite
     k = kappa(t, config.exponent).clamp(max=1 - 1e-3).reshape(len(t), -1)  # (B, 1) or (B, L)
     itself = torch.log1p(config.vocab_size * k / (1 - k)).expand(x_t.shape)[..., None]  # (B, L, 1)
     others = logits.scatter_add(-1, x_t[..., None], -itself)
@@ -349,7 +350,7 @@ def sampler_step(model, x_t, t, h, last, sampler, given=None):
     model_h = nearest_trained(h) if sampler.step_conditioning == "nearest" else h
     logits = text_logits(model(x_t, model_t, model_h), model.config)  # (B, L, V)
     temperature = sampler.temperature
-    if sampler.leave_one_out and model.config.source == "uniform" and temperature != 1:
+    if sampler.leave_one_out and model.config.source == "uniform":
         logits = leave_one_out_temperature(logits, x_t, token_t, temperature, model.config)
         temperature = 1
     logits = adjust_logits(logits, temperature, sampler.top_p)

@@ -164,13 +164,16 @@ def add_sampler_flags(parser):
         "all tokens of a text draw with the same random numbers in a step, so that places that "
         "wait for the same word agree: good for stories, bad for other text "
         "(default: as dmd was trained, else no)")
-    parser.add_boolean("--leave-one-out", Sampler.leave_one_out,
-        "a temperature sharpens what the other tokens say of a token, not the token itself: better "
-        "for a DFM with the uniform source (docs/beyond.md)")
     add("--step-conditioning", choices=("exact", "nearest"),
         default=Sampler.step_conditioning,
         help="the h that the network is conditioned on: that of the step, or the nearest of "
              "1, 1/2, ..., 1/1024, which are trained (default: exact)")
+
+
+def add_leave_one_out(parser):
+    parser.add_boolean("--leave-one-out", Sampler.leave_one_out,
+        "a temperature sharpens what the other tokens say of a token, not what x_t itself says: "
+        "better for a DFM with the uniform source (docs/beyond.md)")
 
 
 def parse_arguments():
@@ -192,6 +195,7 @@ def parse_arguments():
     given.add_argument("--infill", metavar="TEXT", help="text with blanks: ___ 3 tokens, _12_ 12")
     add("--temperature", type=number(float, 0.001, 1000), default=Sampler.temperature,
         help="divides the logits: below 1 text is likelier and of lower entropy (default: 1)")
+    add_leave_one_out(parser)
     add("--top-p", type=number(float, 0.000001, 1), default=Sampler.top_p,
         help="draw from the likeliest tokens that have this probability together (default: 1)")
     add("--check", action="store_true", help="say what is wrong with each story")

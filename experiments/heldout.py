@@ -55,7 +55,7 @@ from train import make_config
 
 SAMPLING = (
     "steps", "num_samples", "batch_size", "update", "shared_noise", "grid_power",
-    "step_conditioning", "leave_one_out",
+    "step_conditioning",
 )
 
 # ------------------------------------------------------------------------------------------------

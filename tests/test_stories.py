@@ -463,7 +463,7 @@ def test_longer_rows_keep_what_is_given(told, monkeypatch):
     monkeypatch.setattr(heldout, "infill", perfect)
     arguments = SimpleNamespace(
         num_samples=5, seed=1, steps=[8], batch_size=2, update=None, grid_power=None,
-        step_conditioning="exact", shared_noise=False, leave_one_out=False,
+        step_conditioning="exact", shared_noise=False,
     )
     blocks = torch.zeros(1, 128)
     rows = heldout.report_longer_stories({"dfm": None}, blocks, tokenizer, arguments)
