@@ -11,10 +11,10 @@ a text of the student to a time s. There the posterior of x_1 is known for true 
 (f, frozen), and can be learned for the student's texts by a second network, the auxiliary (a).
 Where a is above f, the student writes that token too often in that context:
 
-    x ~ p(. | x_t, t)        z ~ path from x to time s
+    x ~ p(. | x_t, t, h)     z ~ path from x to time s
 
     auxiliary   loss = -log a(x | z, s)
-    student     loss = -sum_v p(v | x_t, t) (log f(v | z, s) - log a(v | z, s))
+    student     loss = -sum_v p(v | x_t, t, h) (log f(v | z, s) - log a(v | z, s))
 
 with no gradient through x, z, f and a. If the student's texts are distributed as the DFM's, then
 a = f, and nothing moves. experiments/one_step.py does this in an exact world.
@@ -28,7 +28,10 @@ Two terms keep the student from the few texts that it can write best (docs/beyon
     frequency   At s = 0 z says nothing, and the posterior is how often each token stands in the
                 texts. There a running mean of p replaces the auxiliary: that one of two very
                 different texts is written too often, no later z can tell.
-    anchor      KL(p || f(x_t, t)). At t = 0, where nothing is decided yet, it is strong.
+    anchor      KL(p || f(x_t, t)). It is strong at t = 0, where nothing is decided yet, and grows
+                with the number of steps: of very many small steps the posterior itself is best.
+
+One network serves several numbers of steps, since it is conditioned on h, like FS-DFM's student.
 
 Sources: DMD (Yin et al. 2024) for images; IDLM (arXiv 2602.19066) and D-MMD (2603.20155) for
 tokens. The frequencies, the shared noise and the states of the sampler are ours. Before:
@@ -82,75 +85,90 @@ class Auxiliary(nn.Module):
     def forward(self, z, s):
         return self.network(z, s)
 
-    def frequency_score(self, p, steps):
+    def frequency_score(self, p, n, own):
         """log of a token's frequency in true texts, minus the same of the student's texts,
         (B, L or 1, V).
 
-        Texts of 4 steps and of 16 have frequencies of their own: steps (B,) says for each row which
-        of STEP_COUNTS it is, or -1: such rows have a score of 0. In training p (B, L, V) joins the
-        running means.
+        Texts of 4 steps and of 16 have frequencies of their own: n (B,) is each row's number of
+        steps. Rows that are not the student's `own` (B,) have a score of 0. In training p (B, L, V)
+        joins the running means.
         """
+        which = torch.stack([n == count for count in STEP_COUNTS]) & own  # (len(STEP_COUNTS), B)
         if self.training:
-            for i, frequency in enumerate(self.frequency):  # (L or 1, V)
-                rows = (steps == i).float()[:, None, None]  # (B, 1, 1)
-                mean = (rows * p.detach()).sum(0) / rows.sum().clamp(min=1)  # (L, V)
+            for rows, frequency in zip(which.float(), self.frequency):  # (B,), (L or 1, V)
+                mean = (rows[:, None, None] * p.detach()).sum(0) / rows.sum().clamp(min=1)  # (L, V)
                 if len(frequency) == 1:
                     mean = mean.mean(0, keepdim=True)
                 frequency.lerp_(mean, (1 - FREQUENCY_DECAY) * (rows.sum() > 0))
         score = self.text_frequency.log() - self.frequency.clamp(min=1e-9).log()
         score = score.clamp(-LARGEST_FREQUENCY_SCORE, LARGEST_FREQUENCY_SCORE)
-        return torch.where((steps >= 0)[:, None, None], score[steps], 0)
+        return torch.where(own[:, None, None], score[which.int().argmax(0)], 0)
 
 
 # ------------------------------------------------------------------------------------------------
 # where the student is trained
 
 
-@torch.no_grad()
-def own_states(student, batch_size, sampler):
-    """States x_t (B, L) of the student's own sampler, their times t (B,), and which of STEP_COUNTS
-    their number of steps is, (B,) int64. Of n steps k < n have been made; the largest k come first.
-    """
-    config, device = student.config, next(student.parameters()).device
-    # on the CPU, where splitting the batch needs no sync
-    which = torch.randint(len(STEP_COUNTS), (batch_size,))
-    n = torch.tensor(STEP_COUNTS)[which]
+def draw_steps(batch_size):
+    """Random steps of the sampler, both (B,) and on the CPU: step k of n, one of STEP_COUNTS. The
+    largest k come first."""
+    n = torch.tensor(STEP_COUNTS)[torch.randint(len(STEP_COUNTS), (batch_size,))]
     k, order = (torch.rand(batch_size) * n).long().sort(descending=True)
-    n, which = n[order], which[order]
-    x_t = sample_source((batch_size, config.block_size), config, device)
+    return k, n[order]
+
+
+def step_times(k, n, sampler, device):
+    """Times t and sizes h (B,) of steps k of n."""
+    t = grid_time(k, n, sampler.grid_power)
+    return t.to(device), (grid_time(k + 1, n, sampler.grid_power) - t).to(device)
+
+
+@torch.no_grad()
+def own_states(student, k, n, sampler):
+    """States x_t (B, L) of the student's own sampler before step k of n, as draw_steps makes
+    them."""
+    config, device = student.config, next(student.parameters()).device
+    x_t = sample_source((len(k), config.block_size), config, device)
     for i in range(k[0]):
-        moving = int((k > i).sum())  # rows [:moving] make step i
-        t = grid_time(i, n[:moving], sampler.grid_power).to(device)
-        h = grid_time(i + 1, n[:moving], sampler.grid_power).to(device) - t
+        moving = int((k > i).sum())  # rows [:moving] make step i; k is on the CPU: no sync
+        t, h = step_times(torch.tensor(i), n[:moving], sampler, device)
         x_t[:moving] = sampler_step(student, x_t[:moving], t, h, None, sampler)
-    return x_t, grid_time(k, n, sampler.grid_power).to(device), which.to(device)
+    return x_t
 
 
 def training_states(student, x_1, text_share, sampler):
-    """x_t (B, L), t (B,) and steps (B,) of a batch.
+    """x_t (B, L) of a batch; times t, sizes h and numbers n of the steps that begin there, (B,);
+    and own (B,) bool.
 
     text_share of the rows are texts x_1 (B, L) on the path, so that no kind of text is forgotten.
-    The others are states of the student's sampler, and steps says of which of STEP_COUNTS. It is -1
-    for text, and at t = 0, where nothing is the student's.
+    The others are states of the student's sampler. They are its own except at t = 0.
     """
-    B = len(x_1)
+    B, device = len(x_1), x_1.device
     texts = int(text_share * B)
-    x_own, t_own, which = own_states(student, B - texts, sampler)
-    t_path = LATEST * torch.rand(texts, device=x_1.device)
-    x_path = sample_path(x_1[:texts], t_path, student.config)
-    steps = torch.cat([torch.where(t_own > 0, which, -1), torch.full_like(t_path.long(), -1)])
-    return torch.cat([x_own, x_path]), torch.cat([t_own, t_path]), steps
+    k_own, n_own = draw_steps(B - texts)
+    k_path, n_path = draw_steps(texts)
+    k, n = torch.cat([k_own, k_path]), torch.cat([n_own, n_path])
+    t, h = step_times(k, n, sampler, device)
+    x_own = own_states(student, k_own, n_own, sampler)
+    x_path = sample_path(x_1[:texts], t[B - texts :], student.config)
+    own = (k > 0) & (torch.arange(B) < B - texts)
+    return torch.cat([x_own, x_path]), t, h, n.to(device), own.to(device)
 
 
 # ------------------------------------------------------------------------------------------------
 # the loss
 
 
-def anchor(p, x_t, t, dfm, weight):
-    """The weighted KL(p || f(x_t, t)) of each token, (B, L) nats."""
+def anchor(p, x_t, t, n, dfm, weight):
+    """The weighted KL(p || f(x_t, t)) of each token, (B, L) nats, for steps of n (B,).
+
+    The more steps, the nearer the posterior itself is to the best that a step can do, and the
+    nearer the student is kept to it.
+    """
     with torch.no_grad():
         log_f = text_logits(dfm(x_t, t), dfm.config).log_softmax(-1)
     kl = (p * (p.clamp(min=1e-30).log() - log_f)).sum(-1)  # (B, L)
+    weight = weight * (n / STEP_COUNTS[0]) ** 2
     return torch.where(t == 0, ANCHOR_AT_0, weight)[:, None] * kl
 
 
@@ -171,8 +189,8 @@ def matching_loss(student, ema, dfm, auxiliary, x_1, settings):
     sampler = Sampler().for_network(config)
 
     # 1. the student writes
-    x_t, t, steps = training_states(ema, x_1, settings.text_share, sampler)
-    logits = text_logits(student(x_t, t), config)  # (B, L, V)
+    x_t, t, h, n, own = training_states(ema, x_1, settings.text_share, sampler)
+    logits = text_logits(student(x_t, t, h), config)  # (B, L, V)
     p = logits.softmax(-1)
     with torch.no_grad():
         x = draw_texts(p, sampler.shared_noise)  # (B, L)
@@ -191,6 +209,6 @@ def matching_loss(student, ema, dfm, auxiliary, x_1, settings):
     # 4. the student learns what text has more of
     with torch.no_grad():
         gain = score(log_f, log_a)
-        gain += settings.frequency_weight * auxiliary.frequency_score(p, steps)
-    loss = anchor(p, x_t, t, dfm, settings.anchor) - (p * gain).sum(-1)  # (B, L)
+        gain += settings.frequency_weight * auxiliary.frequency_score(p, n, own)
+    loss = anchor(p, x_t, t, n, dfm, settings.anchor) - (p * gain).sum(-1)  # (B, L)
     return loss.mean() + auxiliary_loss

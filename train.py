@@ -116,12 +116,16 @@ NETWORK = (
 # the EMA decay belong to the length of a run, and so to its size. The paper's are of 128 sequences
 # an iteration, 96 for the student, on one GPU: with N GPUs divide --accumulation by N.
 DMD = {"optimizer": "adamw", "weight_decay": 0.0, "ema_decay": 0.99, "validate_every": 200}
-DMD_STORIES = DMD | {"iterations": 900, "learning_rate": 4e-4}
+DMD_STORIES = DMD | {"iterations": 1400, "learning_rate": 4e-4}
 DMD_TEXT = DMD | {
     "iterations": 800, "learning_rate": 2e-4, "frequency_weight": 2.0,
     "frequency_of": "text", "anchor": 0.2, "text_share": 0.4, "shared_noise": "off",
 }
 REAL_TEXT = {"positions": "rotary", "loss_weight_max": 2.0}
+CPU_TEXT = REAL_TEXT | {
+    "n_layer": 3, "n_head": 2, "learning_rate": 5e-3,
+    "judge": {"iterations": 300, "dropout": 0.1},
+}
 PAPER_RUN = REAL_TEXT | {
     "block_size": 1024, "dropout": 0.1, "warmup": 10_000, "decay": 0.9, "ema_decay": 0.9995,
     "validate_every": 5000, "learning_rate": 3e-4, "iterations": 1_000_000,
@@ -146,12 +150,15 @@ PRESETS = {
         "fsdfm": {"iterations": 6000, "learning_rate": 1.2e-3},
         "dmd": DMD_STORIES,
     },
-    "cpu-text": REAL_TEXT | {
-        "n_layer": 3, "n_head": 2, "iterations": 1500, "learning_rate": 5e-3,
-        "validate_every": 200,
-        "judge": {"iterations": 300, "dropout": 0.1},
+    "cpu-text": CPU_TEXT | {
+        "iterations": 1500, "validate_every": 200,
         "fsdfm": {"iterations": 1200, "learning_rate": 1.2e-3},
         "dmd": DMD_TEXT,
+    },
+    "cpu-text-long": CPU_TEXT | {
+        "iterations": 6000,
+        "fsdfm": {"iterations": 2400, "learning_rate": 1.2e-3},
+        "dmd": DMD_TEXT | {"iterations": 1200},
     },
     "gpu": REAL_TEXT | {
         "block_size": 256, "n_layer": 8, "n_head": 8, "dim": 512, "cond_dim": 128,
@@ -270,8 +277,8 @@ def training_device(name, local_rank):
 
 
 def build_model(stage, settings, dataset, dfm_path, device):
-    """A network to start from: fresh, for fsdfm the trained DFM made step-aware, for dmd the
-    trained DFM with the student's own sampler."""
+    """A network to start from: fresh, or the trained DFM made step-aware; for dmd with a sampler of
+    its own."""
     if stage in STUDENTS:
         dfm = load_finished_dfm(dfm_path, dataset)
     if stage == "dmd":
@@ -279,8 +286,8 @@ def build_model(stage, settings, dataset, dfm_path, device):
             raise UserError(f"{dfm_path} has the mask source: dmd needs --source uniform")
         shared_noise = settings.shared_noise == "on"
         config = replace(dfm.config, update="renoise", shared_noise=shared_noise)
-        student = Transformer(replace(config, dropout=settings.dropout))
-        student.load_state_dict(dfm.state_dict())
+        student = Transformer(replace(config, dropout=settings.dropout, step_aware=True))
+        copy_dfm_weights(student, dfm)
         return student
     if stage == "fsdfm":
         step_aware = settings.step_aware == "on"

@@ -9,11 +9,11 @@
     FS-DFM                  distilled from the DFM (distill.py)
     distribution matching   dmd, from the same DFM (matching.py)
 
-Each draws with the best sampler we know for it (docs/beyond.md). Of stories that is the one that
-dmd was made for, renoise with shared noise, for all four. Of other text dmd draws with renoise, and
-the others with the jump and the leave-one-out temperature. Of stories the picture has right ones
-against steps; of other text perplexity against entropy at 4 and 8 steps, a point for each
-temperature. Run it again to go on where it stopped. Before: matching.py, docs/beyond.md.
+All draw with the best sampler we know for them (docs/beyond.md): stories by renoise with shared
+noise, other text with the leave-one-out temperature, dmd by renoise, the others by the jump. Of
+stories the picture has right ones against steps; of other text perplexity against entropy at 4 and
+8 steps, a point for each temperature. Run it again to go on where it stopped. Before: matching.py,
+docs/beyond.md.
 """
 
 import json
@@ -33,8 +33,12 @@ from plot import ENTROPY, GREY, LABELS, LOOK, PERPLEXITY, STYLES, lowest_variety
 from train import PRESETS
 
 NAMES = {"dfm": "DFM", "longer": "compute-matched DFM"} | LABELS  # in the order of the table
-LOOKS = STYLES | {"longer": STYLES["dfm"] | {"color": "#7fa8d9", "marker": "D"}}
+NAMES |= {"many": "DFM, default sampler"}
+LONGER = STYLES["dfm"] | {"color": "#7fa8d9", "marker": "D"}
+LOOKS = {"dfm": STYLES["dfm"], "longer": LONGER} | STYLES  # in the order of the legend
 STEPS = {"stories": (1, 2, 4, 8, 16), "text": (4, 8)}
+MANY = 1024  # of the DFM, for stories
+SAMPLERS = {"stories": ["--update", "renoise", "--shared-noise"], "text": ["--leave-one-out"]}
 TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0)  # of text
 
 # ------------------------------------------------------------------------------------------------
@@ -58,23 +62,28 @@ def train_all(seed, folder, arguments):
 
 
 def measure_all(seed, folder, arguments):
-    """[row of eval.json] of all four, the compute-matched DFM's with "longer" as their model; and
-    the measures of real text."""
+    """[row of eval.json] of all four, the compute-matched DFM's with "longer" as their model, and
+    of stories the DFM's in 1,024 steps of the default sampler as "many"; and the measures of real
+    text."""
     stories = arguments.data == "stories"
     flags = ["--data", arguments.data, "--seed", seed, "--num-samples", arguments.num_samples]
-    flags += ["--judge", folder / "judge.pt", "--steps", *STEPS["stories" if stories else "text"]]
-    flags += [] if stories else ["--temperatures", *TEMPERATURES]
-    sampler = ["--update", "renoise", "--shared-noise"] if stories else ["--leave-one-out"]
+    flags += ["--judge", folder / "judge.pt"]
+    few = STEPS["stories" if stories else "text"]
+    best = SAMPLERS["stories"] if stories else [*SAMPLERS["text"], "--temperatures", *TEMPERATURES]
+    jobs = [("", folder, ["dfm", "fsdfm", "dmd"], few, best)]
+    jobs += [("longer", folder / "longer", ["dfm"], few, best)]
+    if stories:
+        fewer = ["--slow-samples", min(256, arguments.num_samples)]
+        jobs += [("many", folder, ["dfm"], [MANY], fewer)]
     rows = []
-    for out, models, own in (
-        (folder, ["dfm", "fsdfm"], sampler), (folder / "longer", ["dfm"], sampler),
-        (folder, ["dmd"], []),  # it brings its own
-    ):
-        run_script("eval.py", *flags, *own, "--out", out, "--models", *models)
+    for name, out, models, steps, own in jobs:
+        run_script("eval.py", *flags, *own, "--steps", *steps, "--out", out, "--models", *models)
         report = json.loads((out / "eval.json").read_text())
-        renamed = {} if out == folder else {"model": "longer"}
-        measured = [row for row in report["rows"] if row["model"] in models]
-        rows += [row | renamed | {"seed": seed} for row in measured]
+        renamed = {"model": name} if name else {}
+        rows += [
+            row | renamed | {"seed": seed} for row in report["rows"]
+            if row["model"] in models and row["steps"] in steps
+        ]
     return rows, report["real"]
 
 
@@ -99,7 +108,7 @@ def table(rows):
         cells.setdefault((row["model"], row["seed"], row["temperature"]), {})[row["steps"]] = text
     for (model, seed, temperature), texts in cells.items():
         line = f"| {NAMES[model]} | {seed} | {temperature:g} | "
-        lines.append(line + " | ".join(texts[n] for n in steps) + " |")
+        lines.append(line + " | ".join(texts.get(n, "") for n in steps) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -117,10 +126,13 @@ def mean_over_seeds(rows, x, y):
 
 def draw_right(axis, rows):
     """Right stories against steps: a line for each network, the mean over the seeds."""
-    for model, name in NAMES.items():
+    for model in LOOKS:
         own = [row for row in rows if row["model"] == model]
         steps, means, errors = mean_over_seeds(own, "steps", "right")
-        axis.errorbar(steps, means, errors, label=name, **LOOKS[model])
+        axis.errorbar(steps, means, errors, label=NAMES[model], **LOOKS[model])
+    own = [row for row in rows if row["model"] == "many"]
+    _, [many], _ = mean_over_seeds(own, "steps", "right")
+    axis.axhline(many, color=GREY, linestyle="--", label=f"DFM in {MANY:,} steps of the jump")
     axis.set_xscale("log", base=2)
     axis.set_xticks(steps, map(str, steps))
     axis.set_xlabel("sampling steps")
@@ -130,13 +142,13 @@ def draw_right(axis, rows):
 
 def draw_frontier(axis, rows, real, steps):
     """Perplexity against entropy, over temperatures: a line for each network and seed."""
-    for model, name in NAMES.items():
+    for model in LOOKS:
         for seed in sorted({row["seed"] for row in rows}):
             own = [row for row in rows if (row["model"], row["seed"]) == (model, seed)]
             own = [row for row in own if row["steps"] == steps]
             names = ("entropy", "perplexity", "perplexity_error", "entropy_error")
             x, y, dy, dx = ([row[column] for row in own] for column in names)
-            axis.errorbar(x, y, dy, dx, label=name if seed == rows[0]["seed"] else None,
+            axis.errorbar(x, y, dy, dx, label=NAMES[model] if seed == rows[0]["seed"] else None,
                           **LOOKS[model])
     axis.plot(real["entropy"], real["perplexity"], "*", color=GREY, markersize=18,
               label="real text")

@@ -14,8 +14,10 @@ from exact import world_config
 import matching
 from experiments.one_step import kl, written_texts
 from flow import Sampler, categorical, draw_texts, draw_with_shared_noise, kappa
-from matching import Auxiliary, anchor, token_frequency, matching_loss, own_states, score
-from matching import training_states
+from matching import (
+    STEP_COUNTS, Auxiliary, anchor, draw_steps, matching_loss, own_states, score, step_times,
+    token_frequency, training_states,
+)
 from model import ModelConfig, Transformer
 from toy import TEXT, L, V
 
@@ -61,7 +63,7 @@ class ExactAuxiliary:
     def __call__(self, z, s):
         return exact_logits(texts_of(self.student), z, s)
 
-    def frequency_score(self, p, steps):
+    def frequency_score(self, p, n, own):
         return torch.zeros_like(p)
 
 
@@ -168,8 +170,8 @@ def test_each_network_has_its_own_part_of_the_loss(monkeypatch):
     # the auxiliary's part, once more
     torch.manual_seed(2)
     sampler = Sampler().for_network(CONFIG)
-    x_t, t, _ = training_states(ema, X_1, 0.4, sampler)
-    p = student(x_t, t).softmax(-1)
+    x_t, t, h, _, _ = training_states(ema, X_1, 0.4, sampler)
+    p = student(x_t, t, h).softmax(-1)
     x = draw_texts(p, False)
     s = t.clamp(min=matching.EARLIEST)
     s = s + (matching.LATEST - s) * torch.rand_like(s)
@@ -181,13 +183,15 @@ def test_each_network_has_its_own_part_of_the_loss(monkeypatch):
 
 
 def test_the_anchor():
-    """KL(p || f(x_t, t)) of each token, with one weight at t = 0 and another elsewhere."""
+    """KL(p || f(x_t, t)) of each token, with one weight at t = 0, and elsewhere another that grows
+    with the square of the number of steps."""
     dfm = small_networks()[1]
-    x_t, t = torch.randint(7, (3, 5)), torch.tensor([0.0, 0.3, 0.9])
-    p = torch.randn(3, 5, 7).softmax(-1)
+    x_t, t = torch.randint(7, (4, 5)), torch.tensor([0.0, 0.3, 0.9, 0.9])
+    n = torch.tensor([16, 4, 8, 16])
+    p = torch.randn(4, 5, 7).softmax(-1)
     expected = F.kl_div(dfm(x_t, t).log_softmax(-1), p, reduction="none").sum(-1)
-    weights = torch.tensor([matching.ANCHOR_AT_0, 0.3, 0.3])[:, None]
-    torch.testing.assert_close(anchor(p, x_t, t, dfm, 0.3), weights * expected)
+    weights = torch.tensor([matching.ANCHOR_AT_0, 0.3, 1.2, 4.8])[:, None]
+    torch.testing.assert_close(anchor(p, x_t, t, n, dfm, 0.3), weights * expected)
 
 
 def test_a_token_that_is_written_too_often_becomes_rarer():
@@ -233,11 +237,12 @@ def test_the_frequency_score(by_place):
     true = torch.rand(5 if by_place else 1, 7).softmax(-1)
     auxiliary = Auxiliary(small_networks()[1], true)
     rows = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]])
-    p, steps = F.one_hot(rows, 7).float(), torch.tensor([1, 1, 2, -1])  # (4, 5, 7): none of 4 steps
-    assert (auxiliary.eval().frequency_score(p, steps) == 0).all()
+    p, n = F.one_hot(rows, 7).float(), torch.tensor([8, 8, 16, 4])  # (4, 5, 7)
+    own = torch.tensor([True, True, True, False])
+    assert (auxiliary.eval().frequency_score(p, n, own) == 0).all()
     torch.testing.assert_close(auxiliary.frequency, true.expand(3, -1, -1))
 
-    found = auxiliary.train().frequency_score(p, steps)
+    found = auxiliary.train().frequency_score(p, n, own)
     of_8, of_16 = p[:2].mean(0), p[2]
     if not by_place:
         of_8, of_16 = of_8.mean(0, keepdim=True), of_16.mean(0, keepdim=True)
@@ -247,7 +252,7 @@ def test_the_frequency_score(by_place):
         torch.testing.assert_close(found[row], (true / means[i]).log().clamp(-2, 2))
     assert (found[3] == 0).all() and found[2, 0, 1] < 0 < found[2, 0, 2]
     for _ in range(2000):
-        found = auxiliary.frequency_score(p, steps)
+        found = auxiliary.frequency_score(p, n, own)
     assert found[2, 0, 1] >= -2 and (found[2, 0, 2:] == 2).all()  # held
 
 
@@ -269,53 +274,62 @@ class SureNetwork(nn.Module):
         return 99.0 * F.one_hot(torch.full_like(x_t, 3), 7)
 
 
+SAMPLER = Sampler().for_network(CONFIG)
+
+
+def test_steps_that_are_trained():
+    """Each number of steps as often as the others, at every one of its times; the last ones come
+    first."""
+    size = 30_000
+    k, n = draw_steps(size)
+    assert torch.equal(k, k.sort(descending=True).values)
+    for count in STEP_COUNTS:
+        for step in range(count):
+            found, chance = ((n == count) & (k == step)).sum(), 1 / (3 * count)
+            assert abs(found - size * chance) < 5 * (size * chance * (1 - chance)) ** 0.5
+    t, h = step_times(k, n, SAMPLER, "cpu")
+    torch.testing.assert_close(t, 1 - (1 - k / n) ** 2)
+    torch.testing.assert_close(t + h, 1 - (1 - (k + 1) / n) ** 2)
+
+
 def test_the_states_are_those_of_the_students_sampler():
-    """Each number of steps as often as the others, at every one of its times; a state at t
-    has kappa(t) + (1 - kappa(t)) / V of the token that the network is sure of."""
-    network, n = SureNetwork(), 30_000
-    x_t, t, which = own_states(network, n, Sampler().for_network(CONFIG))
-    assert x_t.shape == (n, 5)
-    # P(time): n is each of three, and each of its n times is as likely
-    expected = {}
-    for count in matching.STEP_COUNTS:
-        for i in range(count):
-            time = 1 - (1 - i / count) ** 2
-            expected[time] = expected.get(time, 0) + 1 / (3 * count)
-    for i, count in enumerate(matching.STEP_COUNTS):
-        assert t[which == i].unique().tolist() == [1 - (1 - k / count) ** 2 for k in range(count)]
-    times, counts = t.unique(return_counts=True)
-    assert times.tolist() == pytest.approx(sorted(expected))
-    for time, count in zip(times.tolist(), counts.tolist()):
-        chance = expected[min(expected, key=lambda known: abs(known - time))]
-        assert abs(count - n * chance) < 5 * (n * chance * (1 - chance)) ** 0.5
+    """A state at t has kappa(t) + (1 - kappa(t)) / V of the token that the network is sure of."""
+    network, size = SureNetwork(), 30_000
+    k, n = draw_steps(size)
+    x_t = own_states(network, k, n, SAMPLER)
+    assert x_t.shape == (size, 5)
+    t, _ = step_times(k, n, SAMPLER, "cpu")
+    for time, count in zip(*(part.tolist() for part in t.unique(return_counts=True))):
         share = kappa(time) + (1 - kappa(time)) / 7
         found = (x_t[t == time] == 3).float().mean().item()
         assert abs(found - share) < 5 * (share * (1 - share) / (5 * count)) ** 0.5 + 1e-6
 
 
 def test_the_states_of_a_batch():
-    """The sampler's states first, then text on the path; what is not the student's has no number
-    of steps."""
-    network, x_1 = SureNetwork(), torch.full((10, 5), 6)
-    sampler = Sampler().for_network(CONFIG)
-    x_t, t, steps = training_states(network, x_1, 0.4, sampler)
-    assert x_t.shape == (10, 5) and len(t) == len(steps) == 10
-    assert (steps[6:] == -1).all() and (t[6:] > 0).all() and len(t[6:].unique()) == 4
-    assert torch.equal(steps[:6] == -1, t[:6] == 0) and steps.max() <= 2
-    n = 30_000
-    x_t, t, _ = training_states(network, x_1[:1].expand(n, 5), 0.4, sampler)
-    path = t >= 0.9
-    path[: 6 * n // 10] = False
-    share = (t[path] + (1 - t[path]) / 7).mean().item()
-    assert (x_t[path] == 6).float().mean().item() == pytest.approx(share, abs=0.01)
-    assert (t[6 * n // 10 :] <= matching.LATEST).all()
+    """The sampler's states first, then text on the path at the times of steps; a state is not the
+    student's own at t = 0 or on the path."""
+    network, size = SureNetwork(), 30_000
+    x_1 = torch.full((size, 5), 6)
+    x_t, t, h, n, own = training_states(network, x_1, 0.4, SAMPLER)
+    assert x_t.shape == (size, 5) and all(len(part) == size for part in (t, h, n, own))
+    path = torch.arange(size) >= 6 * size // 10
+    assert torch.equal(own, ~path & (t > 0)) and set(n.tolist()) == set(STEP_COUNTS)
+    k = n * (1 - (1 - t) ** 0.5)
+    torch.testing.assert_close(h, (1 - k / n) ** 2 - (1 - (k + 1) / n) ** 2, atol=1e-5, rtol=0)
+    for rows, token in ((own, 3), (path & (t > 0), 6)):
+        share = (t[rows] + (1 - t[rows]) / 7).mean().item()
+        found = (x_t[rows] == token).float().mean().item()
+        assert abs(found - share) < 5 * (share * (1 - share) / (5 * rows.sum())) ** 0.5
+    assert (x_t[t == 0] == 3).float().mean().item() == pytest.approx(1 / 7, abs=0.02)
 
 
 def test_only_texts_that_move_are_computed():
     """Step i has the rows that make more than i steps, at their own times."""
     network = SureNetwork()
-    _, t, _ = own_states(network, 64, Sampler().for_network(CONFIG))
+    k, n = draw_steps(64)
+    own_states(network, k, n, SAMPLER)
+    t, _ = step_times(k, n, SAMPLER, "cpu")
     sizes = [len(x_t) for x_t, _, _ in network.calls]
-    assert sizes == sorted(sizes, reverse=True) and sizes[0] == (t > 0).sum()
-    assert len(sizes) <= 15 and (network.calls[0][1] == 0).all()
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] == (k > 0).sum()
+    assert len(sizes) == k[0] <= 15 and (network.calls[0][1] == 0).all()
     assert (network.calls[0][1] + network.calls[0][2] <= t[: sizes[0]] + 1e-6).all()
