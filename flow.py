@@ -361,16 +361,9 @@ def sampler_step(model, x_t, t, h, last, sampler, given=None):
 
 
 @torch.no_grad()
-def generate(model, x_0, steps, sampler=Sampler(), given=None, callback=None):
-    """From noise x_0 (B, L) to text x_1 (B, L), in `steps` steps (see time_grid).
-
-    given (B, L) bool marks tokens of x_0 that are part of the text already, such as a prompt; they
-    never change. callback(number, x_t) is called after every step.
-
-    A network that was trained with given tokens (config.given_share) reads them as text: their time
-    is 1. Another takes them for noise while t is small, under the uniform source, and makes little
-    use of them. Under the mask source a token that is not MASK is always read as text.
-    """
+def trajectory(model, x_0, steps, sampler=Sampler(), given=None):
+    """Yields x_t (B, L) after each of the `steps` steps from noise x_0 (B, L); the last is the text
+    x_1. Arguments are those of generate."""
     take_step = torch.compile(sampler_step, fullgraph=True) if sampler.compile else sampler_step
     sampler = sampler.for_network(model.config)
     times = time_grid(steps, sampler.grid_power)
@@ -381,8 +374,22 @@ def generate(model, x_0, steps, sampler=Sampler(), given=None, callback=None):
         h = torch.full_like(t, times[i + 1] - times[i])
         last = torch.full_like(t, i == n - 1, dtype=torch.bool)
         x_t = take_step(model, x_t, t, h, last, sampler, given)
+        yield x_t
+
+
+def generate(model, x_0, steps, sampler=Sampler(), given=None, callback=None):
+    """From noise x_0 (B, L) to text x_1 (B, L), in `steps` steps (see time_grid).
+
+    given (B, L) bool marks tokens of x_0 that are part of the text already, such as a prompt; they
+    never change. callback(number, x_t) is called after every step.
+
+    A network that was trained with given tokens (config.given_share) reads them as text: their time
+    is 1. Another takes them for noise while t is small, under the uniform source, and makes little
+    use of them. Under the mask source a token that is not MASK is always read as text.
+    """
+    for number, x_t in enumerate(trajectory(model, x_0, steps, sampler, given), start=1):
         if callback is not None:
-            callback(i + 1, x_t)
+            callback(number, x_t)
     return x_t
 
 

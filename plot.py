@@ -22,13 +22,13 @@ matplotlib.use("Agg")  # draws into a file, without a screen
 import matplotlib.pyplot as plt
 from matplotlib.ticker import LogFormatter
 
+from common.checkpoint import LABELS
 from common.command import Parser, UserError, run_command
 from common.files import write_safely
 from data.stories import KINDS
 from eval import FEW
 from flow import Sampler
 
-LABELS = {"dfm": "DFM", "fsdfm": "FS-DFM", "dmd": "distribution matching"}
 STYLES = {
     "dfm": {"color": "#1f5fa8", "marker": "o", "linewidth": 2, "capsize": 3},
     "fsdfm": {"color": "#d1495b", "marker": "s", "linewidth": 2, "capsize": 3},

@@ -9,9 +9,11 @@
     python sample.py --model judge --prompt "Mia had a"      token by token, to compare
     python sample.py --num-samples 4 --check                 of stories: what is wrong with each
     python sample.py --checkpoint published.pth              a published network
+    python sample.py --race                                  8 steps beside 1,024, on one clock
+    python sample.py --html race.html --gif race.gif         the same for a browser, and for slides
 
-The work is done by flow.generate; here are a command line and a terminal around it. Read next:
-eval.py.
+Without trained networks in out/ it uses those in weights/, which come with the project. The work is
+done by flow.generate; here are a command line and a terminal around it. Read next: eval.py.
 """
 
 import json
@@ -23,13 +25,14 @@ from pathlib import Path
 
 import torch
 
-from common.checkpoint import NETWORKS, load_model
+from common.checkpoint import NETWORKS, find_network, load_model
 from common.command import Parser, UserError, number, printable, run_command, seed_number
 from common.device import autocast, pick_device, texts_at_a_time
 from common.judge import generate_autoregressive
 from data.stories import can_check, check
 from data.tokenizer import spaced_words, split_words
 from flow import UPDATES, Sampler, generate, sample_source, time_grid
+from show.command import add_show_flags, is_asked_for, must_fit_together, run_show
 
 REVERSE, RED, PLAIN, HOME_AND_CLEAR = "\033[7m", "\033[31m", "\033[0m", "\033[H\033[J"
 BLANK = re.compile(r"_(\d+)_|(_{3,})")
@@ -98,13 +101,22 @@ def write(model, tokenizer, prompt="", num_samples=1, steps=8, sampler=Sampler()
 
 
 class Watcher:
-    """Prints the first text after every step, changed tokens in reverse: a callback of generate."""
+    """Prints the first text after every step, changed tokens in reverse, and shows each for at
+    least `pace` seconds: a callback of generate."""
 
-    def __init__(self, tokenizer, mask_id, steps):
-        self.tokenizer, self.mask_id, self.steps = tokenizer, mask_id, steps
+    def __init__(self, tokenizer, mask_id, steps, pace):
+        self.tokenizer, self.mask_id, self.steps, self.pace = tokenizer, mask_id, steps, pace
         self.previous = None
+        self.waited = 0.0  # seconds that are not the network's
 
     def __call__(self, step, x_t):
+        began = time.perf_counter()
+        self.show(step, x_t)
+        if step < self.steps:
+            time.sleep(self.pace)
+        self.waited += time.perf_counter() - began
+
+    def show(self, step, x_t):
         ids = x_t[0].tolist()
         before = (self.previous or ids) + [None] * len(ids)  # the judge's text grows
         texts = iter(self.tokenizer.pieces([i for i in ids if i != self.mask_id]))
@@ -205,7 +217,23 @@ def parse_arguments():
     add("--out", type=Path, default=Path("out"), help="folder of the checkpoints (default: out)")
     add("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
     parser.add_boolean("--compile", False, "torch.compile, worth it for very many steps")
-    return parser.parse_args()
+    add_show_flags(parser)
+    arguments = parser.parse_args()
+    must_fit_together(arguments, parser)
+    return arguments
+
+
+def make_sampler(arguments):
+    return Sampler(
+        grid_power=arguments.grid_power,
+        update=arguments.update,
+        shared_noise=arguments.shared_noise,
+        leave_one_out=arguments.leave_one_out,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        step_conditioning=arguments.step_conditioning,
+        compile=arguments.compile,
+    )
 
 
 def make_template(arguments, model, tokenizer):
@@ -233,23 +261,13 @@ def make_template(arguments, model, tokenizer):
 
 def write_batch(arguments, model, template, steps, count, watcher):
     """(count, L) tokens of a template, by the judge or by a diffusion model."""
-    temperature, top_p = arguments.temperature, arguments.top_p
     if not model.config.causal:
-        sampler = Sampler(
-            grid_power=arguments.grid_power,
-            update=arguments.update,
-            shared_noise=arguments.shared_noise,
-            leave_one_out=arguments.leave_one_out,
-            temperature=temperature,
-            top_p=top_p,
-            step_conditioning=arguments.step_conditioning,
-            compile=arguments.compile,
-        )
-        return fill(model, template, steps, sampler, count, watcher)
+        return fill(model, template, steps, make_sampler(arguments), count, watcher)
     device = next(model.parameters()).device
     prompt = template[: template.index(-1) if -1 in template else None]
     x = torch.tensor([prompt] * count, device=device)
     with autocast(device):
+        temperature, top_p = arguments.temperature, arguments.top_p
         return generate_autoregressive(model, x, len(template), watcher, temperature, top_p)
 
 
@@ -269,10 +287,12 @@ def print_text(index, text, facts, arguments):
 
 def main():
     arguments = parse_arguments()
+    if is_asked_for(arguments):
+        return run_show(arguments, make_sampler(arguments))
     steps = parse_steps(arguments.steps)
     device = pick_device(arguments.device)
     network = "teacher_model" if arguments.model == "dfm" else NETWORKS[0]
-    path = arguments.checkpoint or arguments.out / f"{arguments.model}.pt"
+    path = arguments.checkpoint or find_network(arguments.out, arguments.model)
     model, tokenizer = load_model(path, device, network, arguments.n_head)
     if arguments.check and not can_check(tokenizer):
         raise UserError(f"--check is for stories, and {path} was trained on another text")
@@ -282,7 +302,9 @@ def main():
     if model.config.causal:
         calls = template.count(-1)
         model = torch.compile(model) if arguments.compile else model
-    watcher = Watcher(tokenizer, model.config.mask_id, calls) if arguments.watch else None
+    watcher = None
+    if arguments.watch:
+        watcher = Watcher(tokenizer, model.config.mask_id, calls, arguments.pace or 0)
 
     torch.manual_seed(arguments.seed)
     began = time.perf_counter()
@@ -291,11 +313,13 @@ def main():
         count = min(at_a_time, arguments.num_samples - first)
         x_1 = write_batch(arguments, model, template, steps, count, watcher)  # (N, L)
         for index, row in enumerate(x_1.tolist(), start=first):
+            if watcher and not index and not arguments.check:
+                continue  # it is on the screen already
             text = tokenizer.decode(row)
             facts = {"model": name, "steps": calls, "seed": arguments.seed}
             print_text(index, text, facts, arguments)
-    seconds = time.perf_counter() - began
-    print(f"[{name}, {calls} steps, {seconds:.2f} s for {arguments.num_samples}]", file=sys.stderr)
+    seconds = time.perf_counter() - began - (watcher.waited if watcher else 0)
+    print(f"[{path}, {calls} steps, {seconds:.2f} s for {arguments.num_samples}]", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     save_checkpoint    NAME.pt, with the hash of its bytes at its end; the one before it is kept
                        as NAME.previous.pt
     load_checkpoint    the newer of the two that is intact; numbers and plain values only
+    find_network       a trained one's file, or one that comes with the project
     load_model         a trained network from any file, ours or a published one
 
 Plumbing, to be skipped on a first reading.
@@ -18,15 +19,18 @@ import torch
 from common.command import UserError
 from common.files import file_hash, write_safely
 from common.published import NETWORKS, is_published, load_published
+from common.quantize import dequantize
 from data.tokenizer import Tokenizer
 from model import ModelConfig, Transformer
 
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"  # networks that come with the project
 FORMAT = 2  # raised when an older program cannot use a newer file, or the other way round
 SEAL = b"nanoDFM: SHA-256 of all before: "  # stands before the hash at the end of a checkpoint
 KEYS = {"stage", "iteration", "seconds", "config", "settings", "tokenizer", "model", "ema"}
 KEYS |= {"optimizers", "dfm", "passes", "format"}
 STAGES = ("judge", "dfm", "fsdfm", "dmd")
 STUDENTS = STAGES[2:]  # they begin as the DFM
+LABELS = {"dfm": "DFM", "fsdfm": "FS-DFM", "dmd": "distribution matching"}
 
 # ------------------------------------------------------------------------------------------------
 # saving
@@ -119,6 +123,16 @@ def load_checkpoint(path, repair=False):
     raise UserError(f"there is no {path}{remedy}")
 
 
+def find_network(out, stage):
+    """The path of a trained network: OUT/STAGE.pt, or weights/STAGE.pt, which comes with the
+    project, as long as nothing has been trained in the default folder `out`."""
+    own = [path for name in STAGES for path in versions(out / f"{name}.pt")]
+    shipped = WEIGHTS / f"{stage}.pt"
+    if out == Path("out") and not own and shipped.exists():
+        return shipped
+    return out / f"{stage}.pt"
+
+
 def must_be_ours(checkpoint, path, stage=None):
     """UserError unless the dict is one that this version of train.py saved, for that stage."""
     version = checkpoint.get("format") if isinstance(checkpoint, dict) else None
@@ -141,8 +155,8 @@ def network_of(checkpoint, path, weights="model"):
     """
     try:
         network = Transformer(ModelConfig(**checkpoint["config"]))
-        network.load_state_dict(checkpoint[weights])
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        network.load_state_dict(dequantize(checkpoint[weights]))
+    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} does not fit together ({reason}): train it again") from error
     return network

@@ -1,0 +1,121 @@
+"""The flags of sample.py that show a race, and what they do.
+
+    --race     on the terminal (race.py)
+    --html     a page for a browser (page.py); with --live the network runs in it
+    --gif      a moving picture (picture.py)
+
+All three show the same runs (run.py). The modules are imported when they are asked for: `sample.py`
+alone starts faster without them.
+"""
+
+import os
+from pathlib import Path
+
+from tqdm import tqdm
+
+from common.checkpoint import find_network, load_model, versions
+from common.command import UserError, number
+from common.device import pick_device
+
+RUNNERS = ["dfm:1024", "fsdfm:8", "dfm:8"]
+PACE = 0.5  # seconds of a step of the fastest runner
+ONLY_ALONE = (  # flags of sample.py that have no meaning for a race
+    "model", "checkpoint", "n_head", "steps", "num_samples", "prompt", "infill", "top_p", "check",
+    "watch", "json", "compile",
+)
+
+
+def add_show_flags(parser):
+    group = parser.add_argument_group("the race: several runs of the same noise")
+    add = group.add_argument
+    add("--race", nargs="*", metavar="MODEL:STEPS",
+        help=f"side by side on the terminal (default: {' '.join(RUNNERS)})")
+    add("--html", type=Path, metavar="FILE", help="the race as a page for a browser")
+    add("--live", action="store_true",
+        help="with --html: the first student's weights are in the page, and it writes there")
+    add("--gif", type=Path, metavar="FILE", help="the race as a moving picture")
+    add("--pace", type=number(float, 0, 60), metavar="X",
+        help="of --race: seconds in which a step of the fastest runner is shown; of --watch: the "
+             f"least for each step; 0 is the true speed (default: {PACE}, and 0 for --watch)")
+
+
+def is_asked_for(arguments):
+    return arguments.race is not None or bool(arguments.html or arguments.gif)
+
+
+def must_fit_together(arguments, parser):
+    """UserError for flags that a race would ignore."""
+    if arguments.live and not arguments.html:
+        raise UserError("--live is a part of the page: name its file with --html")
+    if not is_asked_for(arguments):
+        return
+    for name in ONLY_ALONE:
+        if getattr(arguments, name) != parser.get_default(name):
+            raise UserError(
+                f"--{name.replace('_', '-')} has no meaning for a race: leave it out, or name "
+                "runners, such as --race dfm:1024 fsdfm:8"
+            )
+    for path in filter(None, (arguments.html, arguments.gif)):
+        folder = path.parent
+        if path.is_dir() or not os.access(folder, os.W_OK):
+            raise UserError(f"{path} cannot be written: name a file in a folder of yours")
+
+
+def record_all(arguments, sampler):
+    """The runs that were asked for, {model: network}, and their tokenizer."""
+    from show.run import parse_entrant, record
+
+    runners = [parse_entrant(text) for text in arguments.race or RUNNERS]
+    device = pick_device(arguments.device)
+    networks, tokenizer = {}, None
+    for model, _ in runners:
+        if model in networks:
+            continue
+        path = find_network(arguments.out, model)
+        networks[model], own = load_model(path, device)
+        if tokenizer and own.description != tokenizer.description:
+            raise UserError(f"{path} has other tokens than the runners before it")
+        tokenizer = own
+    judge, judge_path = None, find_network(arguments.out, "judge")
+    if versions(judge_path):
+        judge, own = load_model(judge_path, device)
+        if own.description != tokenizer.description:
+            judge = None
+    length = arguments.length or max(network.config.block_size for network in networks.values())
+    runs = []
+    with tqdm(total=sum(n for _, n in runners), desc="running", unit="step", leave=False) as bar:
+        for model, steps in runners:
+            runs.append(record(
+                model, networks[model], tokenizer, steps, arguments.seed, length, sampler, judge,
+                probabilities=bool(arguments.html), on_step=bar.update,
+            ))
+    return runs, networks, tokenizer
+
+
+def command_of(arguments):
+    """The command that makes these runs again."""
+    runners = " ".join(arguments.race or RUNNERS)
+    return f"python sample.py --race {runners} --seed {arguments.seed}"
+
+
+def run_show(arguments, sampler):
+    """Records the runs, and shows them in every way that was asked for."""
+    runs, networks, tokenizer = record_all(arguments, sampler)
+    mask_id = next(iter(networks.values())).config.mask_id
+    if arguments.html:
+        from show.page import page_data, write_page
+
+        students = [run.model for run in runs if run.model != "dfm"]
+        live = networks[(students or [runs[0].model])[0]] if arguments.live else None
+        write_page(arguments.html, page_data(runs, tokenizer, command_of(arguments), live))
+        print(f"{arguments.html}: open it in a browser")
+    if arguments.gif:
+        from show.picture import write_gif
+
+        write_gif(arguments.gif, runs, tokenizer, mask_id)
+        print(arguments.gif)
+    if arguments.race is not None:
+        from show.race import race
+
+        pace = PACE if arguments.pace is None else arguments.pace
+        race(runs, tokenizer, mask_id, pace)
