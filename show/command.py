@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common.checkpoint import find_network, load_model, versions
+from common.checkpoint import LABELS, find_network, load_model, versions
 from common.command import UserError, number
 from common.device import pick_device
 
@@ -101,21 +101,25 @@ def command_of(arguments):
 def run_show(arguments, sampler):
     """Records the runs, and shows them in every way that was asked for."""
     runs, networks, tokenizer = record_all(arguments, sampler)
-    mask_id = next(iter(networks.values())).config.mask_id
+    config = next(iter(networks.values())).config
+    if arguments.live and (config.source == "mask" or sampler.leave_one_out):
+        raise UserError("--live writes with the uniform source and the ordinary temperature alone")
     if arguments.html:
         from show.page import page_data, write_page
 
         students = [run.model for run in runs if run.model != "dfm"]
-        live = networks[(students or [runs[0].model])[0]] if arguments.live else None
-        write_page(arguments.html, page_data(runs, tokenizer, command_of(arguments), live))
+        name = (students or [runs[0].model])[0]
+        live = networks[name] if arguments.live else None
+        data = page_data(runs, tokenizer, command_of(arguments), live, LABELS[name])
+        write_page(arguments.html, data)
         print(f"{arguments.html}: open it in a browser")
     if arguments.gif:
         from show.picture import write_gif
 
-        write_gif(arguments.gif, runs, tokenizer, mask_id)
+        write_gif(arguments.gif, runs, tokenizer, config.mask_id)
         print(arguments.gif)
     if arguments.race is not None:
         from show.race import race
 
         pace = PACE if arguments.pace is None else arguments.pace
-        race(runs, tokenizer, mask_id, pace)
+        race(runs, tokenizer, config.mask_id, pace)

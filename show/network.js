@@ -1,0 +1,228 @@
+// model.py in JavaScript: logits = network.logits(tokens, t, h) for one text, in float32.
+//
+// Weights come as int8, a row of a matrix with a scale of its own (common/quantize.py). Read model.py
+// first: the names are the same. Arrays are Float32Array, a matrix is row after row.
+
+"use strict";
+
+// ------------------------------------------------------------------------------------------------
+// weights
+
+// {name: Float32Array} from the page's base64, in the order of show/page.py.
+function readWeights(packed) {
+  const bytes = Uint8Array.from(atob(packed.weights), (c) => c.charCodeAt(0));
+  const weights = {};
+  let at = 0;
+  const floats = (count) => {
+    const part = new Float32Array(bytes.slice(at, at + 4 * count).buffer);
+    at += 4 * count;
+    return part;
+  };
+  for (const { name, shape } of packed.tensors) {
+    if (shape.length !== 2) {
+      weights[name] = floats(shape.reduce((a, b) => a * b, 1));
+      continue;
+    }
+    const [rows, columns] = shape;
+    const int8 = new Int8Array(bytes.slice(at, at + rows * columns).buffer);
+    at += rows * columns;
+    const scale = floats(rows);
+    const matrix = new Float32Array(rows * columns);
+    for (let i = 0; i < matrix.length; i++) matrix[i] = int8[i] * scale[Math.floor(i / columns)];
+    weights[name] = matrix;
+  }
+  return weights;
+}
+
+// ------------------------------------------------------------------------------------------------
+// parts
+
+// x (L, n) times W (m, n) transposed, plus bias: (L, m). Four rows of W at a time, which is faster.
+function linear(x, W, bias, L, n, m) {
+  const y = new Float32Array(L * m);
+  for (let i = 0; i < L; i++) {
+    const row = i * n;
+    for (let o = 0; o < m; o += 4) {
+      const [w0, w1, w2, w3] = [o * n, (o + 1) * n, (o + 2) * n, (o + 3) * n];
+      let a = 0;
+      let b = 0;
+      let c = 0;
+      let d = 0;
+      const whole = o + 3 < m;
+      for (let k = 0; k < n; k++) {
+        const value = x[row + k];
+        a += value * W[w0 + k];
+        if (whole) {
+          b += value * W[w1 + k];
+          c += value * W[w2 + k];
+          d += value * W[w3 + k];
+        } else { // the last rows of a matrix whose number is no multiple of four
+          if (o + 1 < m) b += value * W[w1 + k];
+          if (o + 2 < m) c += value * W[w2 + k];
+        }
+      }
+      const sums = [a, b, c, d];
+      for (let j = 0; j < 4 && o + j < m; j++) y[i * m + o + j] = sums[j] + (bias ? bias[o + j] : 0);
+    }
+  }
+  return y;
+}
+
+const silu = (x) => x.map((v) => v / (1 + Math.exp(-v)));
+
+function gelu(x) {
+  const c = Math.sqrt(2 / Math.PI);
+  return x.map((v) => 0.5 * v * (1 + Math.tanh(c * (v + 0.044715 * v * v * v))));
+}
+
+// LayerNorm of every row, then (1 + scale) and shift.
+function modulatedNorm(x, weight, shift, scale, L, d) {
+  const y = new Float32Array(L * d);
+  for (let i = 0; i < L; i++) {
+    let mean = 0;
+    let square = 0;
+    for (let k = 0; k < d; k++) mean += x[i * d + k] / d;
+    for (let k = 0; k < d; k++) square += (x[i * d + k] - mean) ** 2 / d;
+    const factor = 1 / Math.sqrt(square + 1e-5);
+    for (let k = 0; k < d; k++) {
+      y[i * d + k] = (x[i * d + k] - mean) * factor * weight[k] * (1 + scale[k]) + shift[k];
+    }
+  }
+  return y;
+}
+
+function softmax(values) {
+  const largest = values.reduce((a, b) => Math.max(a, b), -Infinity);
+  const p = values.map((v) => Math.exp(v - largest));
+  const sum = p.reduce((a, b) => a + b, 0);
+  return p.map((v) => v / sum);
+}
+
+// ------------------------------------------------------------------------------------------------
+// the network
+
+class Network {
+  constructor(packed) {
+    this.config = packed.config;
+    this.weights = readWeights(packed);
+  }
+
+  // A linear layer by its name, for x (L, n).
+  linear(name, x, L) {
+    const weight = this.weights[`${name}.weight`];
+    const n = x.length / L;
+    return linear(x, weight, this.weights[`${name}.bias`], L, n, weight.length / n);
+  }
+
+  // A number in [0, 1] -> 128 cosines, 128 sines, a small MLP.
+  embedScalar(name, value) {
+    const angles = Float32Array.from({ length: 128 }, (_, k) => (
+      this.config.time_scale * value * Math.exp(-Math.log(10000) * k / 128)
+    ));
+    const x = Float32Array.of(...angles.map(Math.cos), ...angles.map(Math.sin));
+    return this.linear(`${name}.mlp.2`, silu(this.linear(`${name}.mlp.0`, x, 1)), 1);
+  }
+
+  condition(t, h) {
+    const time = this.embedScalar("condition.time_embedding", t);
+    if (!this.config.step_aware) return silu(time);
+    const step = this.embedScalar("condition.step_embedding", h);
+    return silu(this.linear("condition.fuser", Float32Array.of(...time, ...step), 1));
+  }
+
+  // adaLN: c -> shifts, scales, gates of d numbers each.
+  modulation(name, c) {
+    const own = this.config.step_aware ? silu(this.linear(`${name}.fuser`, c, 1)) : c;
+    const all = this.linear(`${name}.linear`, own, 1);
+    const d = this.config.dim;
+    return Array.from({ length: all.length / d }, (_, i) => all.slice(i * d, (i + 1) * d));
+  }
+
+  angles(L, size) {
+    const angle = (position, k) => position * 10000 ** (-2 * k / size);
+    return { cos: (p, k) => Math.cos(angle(p, k)), sin: (p, k) => Math.sin(angle(p, k)), L };
+  }
+
+  embed(tokens) {
+    const { dim: d, positions } = this.config;
+    const x = new Float32Array(tokens.length * d);
+    const { cos, sin } = this.angles(tokens.length, d);
+    tokens.forEach((token, i) => {
+      for (let k = 0; k < d; k++) {
+        x[i * d + k] = this.weights["embedding.weight"][token * d + k];
+        if (positions === "sinusoidal") {
+          x[i * d + k] += 0.07 * (k < d / 2 ? sin(i, k) : cos(i, k - d / 2));
+        }
+      }
+    });
+    return x;
+  }
+
+  // Rotary positions: turns the pairs (x[k], x[k + size / 2]) of q and k, in place.
+  rotate(qkv, L, part, head) {
+    const { dim: d, n_head: heads } = this.config;
+    const size = d / heads;
+    const { cos, sin } = this.angles(L, size);
+    for (let i = 0; i < L; i++) {
+      const start = i * 3 * d + part * d + head * size;
+      for (let k = 0; k < size / 2; k++) {
+        const [a, b] = [qkv[start + k], qkv[start + k + size / 2]];
+        qkv[start + k] = a * cos(i, k) - b * sin(i, k);
+        qkv[start + k + size / 2] = b * cos(i, k) + a * sin(i, k);
+      }
+    }
+  }
+
+  attention(name, x, L) {
+    const { dim: d, n_head: heads } = this.config;
+    const size = d / heads;
+    const qkv = this.linear(`${name}.qkv`, x, L);
+    const y = new Float32Array(L * d);
+    const scores = new Float32Array(L);
+    for (let head = 0; head < heads; head++) {
+      this.rotate(qkv, L, 0, head);
+      this.rotate(qkv, L, 1, head);
+      for (let i = 0; i < L; i++) {
+        const q = i * 3 * d + head * size;
+        for (let j = 0; j < L; j++) {
+          const key = j * 3 * d + d + head * size;
+          let sum = 0;
+          for (let k = 0; k < size; k++) sum += qkv[q + k] * qkv[key + k];
+          scores[j] = sum / Math.sqrt(size);
+        }
+        const p = softmax(scores);
+        for (let j = 0; j < L; j++) {
+          const value = j * 3 * d + 2 * d + head * size;
+          for (let k = 0; k < size; k++) y[i * d + head * size + k] += p[j] * qkv[value + k];
+        }
+      }
+    }
+    return this.linear(`${name}.out`, y, L);
+  }
+
+  block(name, x, c, L) {
+    const d = this.config.dim;
+    const [shift1, scale1, gate1, shift2, scale2, gate2] = this.modulation(`${name}.modulation`, c);
+    const norm = (n, input, shift, scale) => (
+      modulatedNorm(input, this.weights[`${name}.norm${n}.weight`], shift, scale, L, d)
+    );
+    const add = (input, branch, gate) => input.map((v, i) => v + gate[i % d] * branch[i]);
+    let branch = this.attention(`${name}.attention`, norm(1, x, shift1, scale1), L);
+    const middle = add(x, branch, gate1);
+    branch = gelu(this.linear(`${name}.mlp.0`, norm(2, middle, shift2, scale2), L));
+    branch = this.linear(`${name}.mlp.2`, branch, L);
+    return add(middle, branch, gate2);
+  }
+
+  // tokens: L numbers; t and h in [0, 1] -> logits, L times V numbers.
+  logits(tokens, t, h) {
+    const L = tokens.length;
+    const c = this.condition(t, h);
+    let x = this.embed(tokens);
+    for (let i = 0; i < this.config.n_layer; i++) x = this.block(`blocks.${i}`, x, c, L);
+    const [shift, scale] = this.modulation("output_layer.modulation", c);
+    const weight = this.weights["output_layer.norm.weight"];
+    x = modulatedNorm(x, weight, shift, scale, L, this.config.dim);
+    return this.linear("output_layer.linear", x, L);
+  }
+}
