@@ -76,6 +76,9 @@ def record_all(arguments, sampler):
         if tokenizer and own.description != tokenizer.description:
             raise UserError(f"{path} has other tokens than the runners before it")
         tokenizer = own
+    masked = any(network.config.source == "mask" for network in networks.values())
+    if arguments.live and (masked or sampler.leave_one_out):
+        raise UserError("--live writes with the uniform source and the ordinary temperature alone")
     judge, judge_path = None, find_network(arguments.out, "judge")
     if versions(judge_path):
         judge, own = load_model(judge_path, device)
@@ -102,8 +105,6 @@ def run_show(arguments, sampler):
     """Records the runs, and shows them in every way that was asked for."""
     runs, networks, tokenizer = record_all(arguments, sampler)
     config = next(iter(networks.values())).config
-    if arguments.live and (config.source == "mask" or sampler.leave_one_out):
-        raise UserError("--live writes with the uniform source and the ordinary temperature alone")
     if arguments.html:
         from show.page import page_data, write_page
 

@@ -1,7 +1,7 @@
 // model.py in JavaScript: logits = network.logits(tokens, t, h) for one text, in float32.
 //
-// Weights come as int8, a row of a matrix with a scale of its own (common/quantize.py). Read model.py
-// first: the names are the same. Arrays are Float32Array, a matrix is row after row.
+// Weights come as int8, a row of a matrix with a scale of its own (common/quantize.py). Read
+// model.py first: the names are the same. Arrays are Float32Array, a matrix is row after row.
 
 "use strict";
 
@@ -62,7 +62,9 @@ function linear(x, W, bias, L, n, m) {
         }
       }
       const sums = [a, b, c, d];
-      for (let j = 0; j < 4 && o + j < m; j++) y[i * m + o + j] = sums[j] + (bias ? bias[o + j] : 0);
+      for (let j = 0; j < 4 && o + j < m; j++) {
+        y[i * m + o + j] = sums[j] + (bias ? bias[o + j] : 0);
+      }
     }
   }
   return y;

@@ -9,6 +9,7 @@
 const FEW = 64; // steps of a run that the slow clock waits for
 const STEP_SECONDS = 0.6; // in which a step of the fastest run is shown
 const REST_SECONDS = 9; // in which the rest is shown when the runs of few steps are done
+const FRAME = 33; // milliseconds between two pictures
 const element = (id) => document.getElementById(id);
 const data = JSON.parse(element("data").textContent);
 
@@ -189,14 +190,15 @@ function draw() {
   drawWorld();
 }
 
-function frame(time) {
+function frame() {
   if (!clock.playing) return;
+  const time = performance.now();
   const passed = Math.min(0.1, (time - clock.last) / 1000);
   clock.last = time;
   moveTo(clock.now + passed * rate(), byTime() && clock.now < slowUntil ? slowUntil : clockEnd());
   if (clock.now >= clockEnd()) clock.playing = false;
   draw();
-  requestAnimationFrame(frame);
+  setTimeout(frame, FRAME);
 }
 
 function moveTo(now, most = clockEnd()) {
@@ -208,7 +210,7 @@ function play() {
   if (clock.playing && clock.now >= clockEnd()) clock.now = 0;
   clock.last = performance.now();
   draw();
-  if (clock.playing) requestAnimationFrame(frame);
+  if (clock.playing) setTimeout(frame, FRAME);
 }
 
 // One step of the fastest run, on or back.

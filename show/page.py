@@ -96,8 +96,8 @@ def world_data():
 
 
 def network_data(model):
-    """Config and weights: matrices as int8 and a float32 scale for each row, vectors as float32, one
-    after the other, in base64."""
+    """Config and weights: matrices as int8 and a float32 scale for each row, vectors as float32,
+    one after the other, in base64."""
     tensors, parts = [], []
     for name, value in quantize(model.state_dict()).items():
         if isinstance(value, dict):

@@ -1,7 +1,7 @@
 // flow.py in JavaScript: from noise to text, for one text and the uniform source.
 //
-// `steps` yields {step, tokens, noise, percent, seconds} after each step: what has been drawn, which
-// tokens are still noise, and how probable the network found each token that stands there.
+// `steps` yields {step, tokens, noise, percent, seconds} after each step: what has been drawn,
+// which tokens are still noise, and how probable the network found each token that stands there.
 
 "use strict";
 

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ("*.py", "common/*.py", "data/*.py", "experiments/*.py")
+SOURCES = ("*.py", "common/*.py", "data/*.py", "experiments/*.py", "show/*")
 PYDOCS = ["--data", "pydocs"]  # of most tests: real text, with characters of all kinds
 TINY = ["--preset", "tiny", *PYDOCS]  # the networks of the tests are trained in seconds
 LIBRARIES = ["torch", "torch._dynamo", "numpy", "tqdm", "tiktoken", "matplotlib.pyplot"]
@@ -31,7 +31,7 @@ FORKSERVER.set_forkserver_preload(["command", *LIBRARIES])
 def copy_project(folder):
     """The project's sources in an empty folder, where nothing of the user's can be touched."""
     for pattern in SOURCES:
-        for source in ROOT.glob(pattern):
+        for source in filter(Path.is_file, ROOT.glob(pattern)):
             target = folder / source.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, target)

@@ -4,9 +4,10 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = (".", "common", "data", "experiments", "tests", "tests/robustness")
+FOLDERS = (".", "common", "data", "experiments", "show", "tests", "tests/robustness")
 PYTHON = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.py"))
 SHELL = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.sh"))
+PAGE = sorted(path for kind in ("js", "html") for path in (ROOT / "show").glob(f"*.{kind}"))
 
 
 def test_the_files_are_found():
@@ -17,7 +18,7 @@ def test_the_files_are_found():
 
 def test_no_line_is_longer_than_100_characters():
     long = []
-    for path in PYTHON + SHELL:
+    for path in PYTHON + SHELL + PAGE:
         for number, line in enumerate(path.read_text().splitlines(), start=1):
             if len(line) > 100:
                 long.append(f"{path.relative_to(ROOT)}:{number} has {len(line)} characters")
