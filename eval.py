@@ -29,7 +29,8 @@ Likelihood, infilling and longer texts: experiments/heldout.py. Read next: plot.
 import json
 import math
 import platform
-import textwrap
+import shutil
+import sys
 import time
 from collections import Counter
 from itertools import zip_longest
@@ -38,49 +39,28 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from common.checkpoint import STUDENTS, load_model, versions
+from common.checkpoint import LABELS, STUDENTS, load_model, versions
 from common.command import Parser, UserError, number, printable, run_command, seed_number
 from common.device import autocast, pick_device, texts_at_a_time
 from common.files import file_hash, lock, write_text
-from common.judge import generate_autoregressive, load_judge, next_token_nll
+from common.judge import generate_autoregressive, load_judge, long_token_nll, token_nll
 from common.report import continue_report
 from data.dataset import Dataset
 from data.stories import KINDS, can_check, parse, variety
 from flow import Sampler, generate, sample_source
 from model import Transformer
 from sample import add_leave_one_out, add_sampler_flags
+from show.race import NARROWEST, mark_wrong, paint, wrap
+from show.run import wrong_places
 
 STEPS = [2**i for i in range(11)]
 SAMPLES = {"stories": 256, "text": 64}  # where --num-samples does not say otherwise
 SLOW = {"stories": (128, 64), "text": (512, 8)}  # a CPU: from so many steps on, so few samples
 FEW = 8  # the steps of FS-DFM that are shown beside the most steps of DFM
+SURPRISE = math.log(1000)  # nats: a token that the judge thinks this unlikely is shaded
 
 # ------------------------------------------------------------------------------------------------
 # measures
-
-
-@torch.no_grad()
-def token_nll(judge, x):
-    """The judge's -log p of every token but the first, in nats: (N, L) -> (N, L - 1) float32."""
-    at_a_time = texts_at_a_time(x.shape[1], judge.config.vocab_size)
-    with autocast(x.device):
-        return torch.cat([next_token_nll(judge, part) for part in x.split(at_a_time)])
-
-
-def long_token_nll(judge, x):
-    """token_nll of texts longer than the judge's block: it scores windows of one block, each half
-    a block further, the second half of each (of the first, all). (N, L) -> (N, L - 1)."""
-    block, L = judge.config.block_size, x.shape[1]
-    if L <= block:
-        return token_nll(judge, x)
-    parts = [token_nll(judge, x[:, :block])]  # (N, block - 1)
-    scored = block
-    while scored < L:
-        end = min(scored + block // 2, L)
-        window = token_nll(judge, x[:, end - block : end])
-        parts.append(window[:, scored - end :])
-        scored = end
-    return torch.cat(parts, dim=1)
 
 
 def count_ngrams(x, n):
@@ -121,8 +101,14 @@ def measure(x, judge):
         "entropy_4grams": ngram_entropy(x, 4),
         "distinct_4grams": distinct_ngrams(x),
     }
-    corpus_perplexity = nll.mean().exp().item()
-    return {"samples": len(x), "corpus_perplexity": corpus_perplexity} | with_errors(values)
+    row = {"samples": len(x), "corpus_perplexity": nll.mean().exp().item()}
+    row["typical"] = typical(x, values["perplexity"])
+    return row | with_errors(values)
+
+
+def typical(x, badness):
+    """The tokens of the text with the median badness (N,), of x (N, L)."""
+    return x[badness.argsort(stable=True)[len(x) // 2]].tolist()
 
 
 def measure_stories(x, dataset):
@@ -133,6 +119,7 @@ def measure_stories(x, dataset):
     readings = [parse(dataset.tokenizer.decode(row)) for row in x.tolist()]
     mistakes = torch.tensor([len(reading.mistakes) for reading in readings])
     row = with_errors({"right": (mistakes == 0).float(), "mistakes": mistakes.float()})
+    row["typical"] = typical(x, mistakes)
     kinds = Counter(mistake.kind for reading in readings for mistake in reading.mistakes)
     row["mistakes_by_kind"] = {kind: kinds[kind] / len(x) for kind in KINDS}
     right = [i for i, reading in enumerate(readings) if not reading.mistakes]
@@ -249,20 +236,42 @@ def speed_table(rows):
     return "\n".join(lines)
 
 
-def side_by_side(pair, width=58):
-    """Two texts in two columns, each under its heading."""
-    columns = []
-    for sample in pair:
-        heading = f"{sample['model']}, {sample['steps']} steps: {sample['seconds']:.2f} s, "
-        heading += f"perplexity {sample['perplexity']:.3g}"
-        if "mistakes" in sample:
-            heading += f", {sample['mistakes'] or 'no'} mistake{'s' * (sample['mistakes'] != 1)}"
-        lines = []
-        for line in sample["text"].split("\n"):
-            lines += textwrap.wrap(line, width) or [""]
-        columns.append([heading, "-" * len(heading), *lines])
-    pairs = zip_longest(*columns, fillvalue="")
-    return "\n".join(f"{left:{width}} | {right}".rstrip() for left, right in pairs)
+def example(row, judge, tokenizer):
+    """(heading, [(str, status)]) of a row's typical text: the status of show/run.py is "wrong" for
+    a story's mistakes, or for tokens that surprise the judge, else "settled"."""
+    x = torch.tensor([row["typical"]], device=judge_device(judge))
+    nll = long_token_nll(judge, x)  # (1, L - 1)
+    heading = f"{LABELS[row['model']]}, {row['steps']:,} steps"
+    if can_check(tokenizer):
+        mistakes = parse(tokenizer.decode(row["typical"])).mistakes
+        wrong = wrong_places(mistakes)
+        count = len(mistakes) or "no"
+        heading += f": {count} mistake{'s' * (len(mistakes) != 1)}"
+    else:
+        wrong = {i + 1 for i in (nll[0] > SURPRISE).nonzero().flatten().tolist()}
+        heading += f": perplexity {nll.mean().exp():.3g}"
+    pieces = [printable(piece) for piece in tokenizer.pieces(row["typical"])]
+    statuses = ["wrong" if i in wrong else "settled" for i in range(len(pieces))]
+    return heading, list(zip(pieces, statuses))
+
+
+def judge_device(judge):
+    return next(judge.parameters()).device if isinstance(judge, torch.nn.Module) else "cpu"
+
+
+def side_by_side(examples, columns, colour):
+    """The texts in columns, each under its heading; below one another if there is little room."""
+    across = len(examples) if columns >= NARROWEST * len(examples) else 1
+    width = min(60, columns // across - 3)
+    blocks = []
+    for heading, words in examples:
+        marked = words if colour else mark_wrong(words)
+        body = [paint(line, width, colour) for line in wrap(marked, width)]
+        blocks.append([heading[:width].ljust(width), "-" * width, *body, " " * width])
+    if across == 1:
+        return "\n".join(line.rstrip() for block in blocks for line in block)
+    rows = zip_longest(*blocks, fillvalue=" " * width)
+    return "\n".join(" | ".join(row).rstrip() for row in rows)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -405,17 +414,21 @@ def make_sampler(arguments, temperature=1.0, leave_one_out=False):
     )
 
 
-def example(model, name, steps, judge, tokenizer, length, arguments):
-    """One text, the first of its seed, alone in its batch, with its seconds and perplexity, and the
-    mistakes of a story."""
-    shape, sampler = (1, length), make_sampler(arguments)
-    x_1, seconds = timed_samples(model, shape, steps, sampler, arguments.seed, 1)
-    perplexity = long_token_nll(judge, x_1).mean().exp().item()
-    text = printable(tokenizer.decode(x_1[0].tolist()))
-    facts = {"model": name, "steps": steps, "seconds": seconds, "perplexity": perplexity}
-    if can_check(tokenizer):
-        facts["mistakes"] = len(parse(text).mistakes)
-    return facts | {"text": text}
+def print_examples(rows, most, judge, tokenizer):
+    """A typical text of the DFM in the most steps and in few, and of FS-DFM in few: those with the
+    median number of mistakes, or of other text the median perplexity."""
+    wanted = [("dfm", most), ("dfm", FEW), ("fsdfm", FEW)]
+    found = [row for job in wanted for row in rows.values()
+             if (row["model"], row["steps"]) == job and row["temperature"] == 1
+             and "typical" in row]
+    if not found:
+        return
+    shaded = "mistakes" if can_check(tokenizer) else "what surprises the judge (p < 1/1,000)"
+    colour = sys.stdout.isatty()
+    print(f"\nTypical texts, by the median of all; {shaded} are "
+          f"{'shaded' if colour else 'between !exclamation marks!'}:\n")
+    examples = [example(row, judge, tokenizer) for row in found]
+    print(side_by_side(examples, shutil.get_terminal_size((120, 24)).columns, colour))
 
 
 def main():
@@ -457,14 +470,10 @@ def main():
     if not {"dfm", "fsdfm"} <= networks.keys() or not most:
         return print(f"\n{table(report)}")
 
-    # one text of each model, and the speed of writing
-    pair_key = [hashes["dfm"], most, hashes["fsdfm"], FEW]
-    if report.get("pair_key") != pair_key:
-        report["pair_key"] = pair_key
-        report["pair"] = [
-            example(networks[name], name, steps, judge, tokenizer, length, arguments)
-            for name, steps in (("dfm", most), ("fsdfm", FEW))
-        ]
+    # the speed of writing
+    speed_key = [hashes["dfm"], most, hashes["fsdfm"], FEW]
+    if report.get("speed_key") != speed_key:
+        report["speed_key"] = speed_key
         row = next(row for row in rows.values() if (row["model"], row["steps"]) == ("dfm", most))
         x_1 = blocks[torch.arange(row["samples"]) % len(blocks)]  # (N, L)
         sampler = make_sampler(arguments)
@@ -472,7 +481,8 @@ def main():
             networks["fsdfm"], judge, x_1, row, sampler, batch_size
         )
         save()
-    print(f"\n{table(report)}\n\n{speed_table(report['speed'])}\n\n{side_by_side(report['pair'])}")
+    print(f"\n{table(report)}\n\n{speed_table(report['speed'])}")
+    print_examples(rows, most, judge, tokenizer)
 
 
 if __name__ == "__main__":

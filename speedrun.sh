@@ -37,6 +37,9 @@ if [ ! -f "data/$data/meta.json" ]; then
 fi
 for stage in judge dfm fsdfm; do
     python train.py "$stage" --data "$data" --resume --seed "$seed" --out "$out"
+    if [ "$stage" != judge ]; then  # what it writes now
+        python sample.py --model "$stage" --out "$out" --seed "$seed"
+    fi
 done
 python eval.py --data "$data" --seed "$seed" --out "$out"
 python plot.py --out "$out"

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from common.checkpoint import load_model
 from common.command import UserError
+from common.device import autocast, texts_at_a_time
 from common.files import file_hash
 from data.tokenizer import Tokenizer
 from flow import adjust_logits, categorical
@@ -27,6 +28,30 @@ def next_token_nll(judge, x):
     mean."""
     logits = judge(x[:, :-1]).float()  # (B, L - 1, V)
     return F.cross_entropy(logits.transpose(1, 2), x[:, 1:], reduction="none")
+
+
+@torch.no_grad()
+def token_nll(judge, x):
+    """The judge's -log p of every token but the first, in nats: (N, L) -> (N, L - 1) float32."""
+    at_a_time = texts_at_a_time(x.shape[1], judge.config.vocab_size)
+    with autocast(x.device):
+        return torch.cat([next_token_nll(judge, part) for part in x.split(at_a_time)])
+
+
+def long_token_nll(judge, x):
+    """token_nll of texts longer than the judge's block: it scores windows of one block, each half
+    a block further, the second half of each (of the first, all). (N, L) -> (N, L - 1)."""
+    block, L = judge.config.block_size, x.shape[1]
+    if L <= block:
+        return token_nll(judge, x)
+    parts = [token_nll(judge, x[:, :block])]  # (N, block - 1)
+    scored = block
+    while scored < L:
+        end = min(scored + block // 2, L)
+        window = token_nll(judge, x[:, end - block : end])
+        parts.append(window[:, scored - end :])
+        scored = end
+    return torch.cat(parts, dim=1)
 
 
 # ------------------------------------------------------------------------------------------------

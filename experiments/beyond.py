@@ -40,6 +40,7 @@ STEPS = {"stories": (1, 2, 4, 8, 16), "text": (4, 8)}
 MANY = 1024  # of the DFM, for stories
 SAMPLERS = {"stories": ["--update", "renoise", "--shared-noise"], "text": ["--leave-one-out"]}
 TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0)  # of text
+REPETITIVE = 0.5  # bits: text with so much less entropy than real text is left out of the picture
 
 # ------------------------------------------------------------------------------------------------
 # training and measuring
@@ -146,6 +147,7 @@ def draw_frontier(axis, rows, real, steps):
         for seed in sorted({row["seed"] for row in rows}):
             own = [row for row in rows if (row["model"], row["seed"]) == (model, seed)]
             own = [row for row in own if row["steps"] == steps]
+            own = [row for row in own if row["entropy"] > real["entropy"] - REPETITIVE]
             names = ("entropy", "perplexity", "perplexity_error", "entropy_error")
             x, y, dy, dx = ([row[column] for row in own] for column in names)
             axis.errorbar(x, y, dy, dx, label=NAMES[model] if seed == rows[0]["seed"] else None,

@@ -245,21 +245,24 @@ def show_race(runs, tokenizer, mask_id, pace):
 def finished_text(run, tokenizer, mask_id, width=80, colour=False):
     """The finished text of a run under its heading; wrong words stand between !exclamation marks!
     where there is no colour."""
-    words = words_of(run, run.steps, tokenizer, mask_id)
+    words = [(piece, status if status == "wrong" else "settled")
+             for piece, status in words_of(run, run.steps, tokenizer, mask_id)]
     if not colour:
-        words = [(mark(piece), status) if status == "wrong" else (piece, status)
-                 for piece, status in words]
-    else:
-        words = [(piece, status if status == "wrong" else "settled") for piece, status in words]
+        words = mark_wrong(words)
     first = f"{run.label}, {run.steps:,} steps, {run.seconds[-1]:.2f} s: {run.verdict()}"
     lines = [paint(line, 0, colour) for line in wrap(words, width)]
     messages = [f"  word {m.position + 1}: {m.message}" for m in run.mistakes]
     return "\n".join([first, "-" * min(width, len(first)), *lines, *messages])
 
 
-def mark(piece):
-    word = piece.lstrip()
-    return f"{piece[: len(piece) - len(word)]}!{word}!"
+def mark_wrong(words):
+    """The words, the wrong ones between exclamation marks."""
+    marked = []
+    for piece, status in words:
+        word = piece.strip()
+        marked.append((piece.replace(word, f"!{word}!"), status)
+                      if word and status == "wrong" else (piece, status))
+    return marked
 
 
 def race(runs, tokenizer, mask_id, pace):

@@ -16,8 +16,8 @@ import torch
 from common.checkpoint import LABELS
 from common.command import UserError
 from common.device import autocast
+from common.judge import long_token_nll
 from data.stories import can_check, parse
-from eval import long_token_nll
 from flow import Sampler, kappa, sample_source, text_logits, time_grid, trajectory
 
 STATUSES = {  # of a token: its mark where there is no colour, and what it means

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# 8 steps beside 1,024, on one clock, with networks that come with the project.
+#
+#     bash demo.sh                     in the terminal
+#     bash demo.sh --html race.html    as a page; all flags of sample.py
+
+set -euo pipefail
+cd "$(dirname "$0")"
+source common/setup.sh
+if [ $# -eq 0 ]; then
+    set -- --race
+fi
+exec python sample.py "$@"
