@@ -1,8 +1,10 @@
 """The pictures of what eval.py measured.
 
-    python plot.py     OUT/eval.json -> OUT/curve.png, OUT/stories.png
-                       with several temperatures also OUT/frontier.png, OUT/variety.png
+    python plot.py     OUT/eval.json -> OUT/headline.png, OUT/stories.png, OUT/curve.png
+                       with several temperatures also OUT/frontier.png, OUT/variety.png;
+                       each as SVG, too
 
+Headline  right stories against the number of steps, in large type, for a projector.
 Stories   right stories against the number of steps, and what is wrong with the others.
 Variety   right stories against their variety, a point for each temperature.
 Curve     perplexity and entropy against the number of steps, at temperature 1.
@@ -14,6 +16,7 @@ Error bars are one standard error over samples. Before: eval.py.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -127,6 +130,52 @@ def draw_curve(report):
     return figure
 
 
+def row_of(rows, steps):
+    """The row with this number of steps, or None."""
+    return next((row for row in rows if row["steps"] == steps), None)
+
+
+def label_line(axis, model, rows):
+    """The model's name beside its line, in its colour: the DFM's below, the students' above."""
+    row = row_of(rows, FEW) or rows[-1]
+    below = model == "dfm"
+    axis.annotate(
+        label(model, rows), (row["steps"], row["right"]), (14, -26) if below else (-14, 14),
+        textcoords="offset points", ha="left" if below else "right",
+        color=STYLES[model]["color"], fontweight="bold",
+    )
+
+
+def draw_headline(report):
+    """The figure that speaks across a room: right stories against the number of steps, and an arrow
+    from the best student in FEW steps to the DFM in the most."""
+    figure, axis = plt.subplots(figsize=(12, 6.75), layout="constrained")
+    lines = {model: curve_rows(report, model) for model in LABELS}
+    lines = {model: rows for model, rows in lines.items() if rows}
+    for model, rows in lines.items():
+        style = STYLES[model] | {"linewidth": 4, "markersize": 10}
+        errors = column(rows, "right_error")
+        axis.errorbar(column(rows, "steps"), column(rows, "right"), errors, **style)
+        label_line(axis, model, rows)
+    few = [row for model, rows in lines.items() if model != "dfm"
+           for row in rows if row["steps"] == FEW]
+    if few and lines.get("dfm"):
+        best, most = max(few, key=lambda row: row["right"]), lines["dfm"][-1]
+        start, end = ((row["steps"], row["right"]) for row in (best, most))
+        arrow = {"arrowstyle": "<|-|>", "linewidth": 2.5, "color": GREY, "shrinkA": 9, "shrinkB": 9}
+        arrow["connectionstyle"] = "arc3,rad=-0.12"
+        axis.annotate("", end, start, arrowprops=arrow)
+        seconds = most["seconds_per_sample"] / best["seconds_per_sample"]
+        calls = most["steps"] / best["steps"]
+        text = f"{calls:.0f} times fewer calls, {seconds:.0f} times less time"
+        axis.text((best["steps"] * most["steps"]) ** 0.5, 1.09, text, ha="center", color=GREY)
+    steps_axis(axis, [row for rows in lines.values() for row in rows])
+    axis.set_ylim(-0.02, 1.16)
+    axis.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
+    axis.set_ylabel("stories without a mistake")
+    return figure
+
+
 def draw_stories(report):
     """The figure: left the share of right stories against the number of steps, right the mistakes
     of FEW steps by kind."""
@@ -226,6 +275,8 @@ def draw_all(report):
         figures["curve.png"] = draw_curve(report)
         if stories:
             figures["stories.png"] = draw_stories(report)
+            with plt.rc_context({"font.size": 20}):
+                figures["headline.png"] = draw_headline(report)
     steps = set(column(report["rows"], "steps"))
     if any(frontier_rows(report, model, n) for model in LABELS for n in steps):
         figures["frontier.png"] = draw_perplexity_frontier(report)
@@ -258,11 +309,10 @@ def main():
             f"{path} has nothing to draw: run `python eval.py` at temperature 1 or at several"
         )
     for name, figure in figures.items():
-        write_safely(
-            out / name,
-            lambda temporary, figure=figure: figure.savefig(temporary, dpi=150, format="png"),
-        )
-        print(f"wrote {out / name}")
+        for kind in ("png", "svg"):
+            path = (out / name).with_suffix(f".{kind}")
+            write_safely(path, partial(figure.savefig, dpi=150, format=kind))
+        print(f"wrote {out / name}, and as SVG")
 
 
 if __name__ == "__main__":

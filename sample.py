@@ -32,7 +32,7 @@ from common.judge import generate_autoregressive
 from data.stories import can_check, check
 from data.tokenizer import spaced_words, split_words
 from flow import UPDATES, Sampler, generate, sample_source, time_grid
-from show.command import add_show_flags, is_asked_for, must_fit_together, run_show
+from show.command import add_show_flags, is_asked_for, must_fit_together, pace_of, run_show
 
 REVERSE, RED, PLAIN, HOME_AND_CLEAR = "\033[7m", "\033[31m", "\033[0m", "\033[H\033[J"
 BLANK = re.compile(r"_(\d+)_|(_{3,})")
@@ -107,14 +107,14 @@ class Watcher:
     def __init__(self, tokenizer, mask_id, steps, pace):
         self.tokenizer, self.mask_id, self.steps, self.pace = tokenizer, mask_id, steps, pace
         self.previous = None
-        self.waited = 0.0  # seconds that are not the network's
+        self.seconds, self.began = 0.0, time.perf_counter()  # the network's time
 
     def __call__(self, step, x_t):
-        began = time.perf_counter()
+        self.seconds += time.perf_counter() - self.began
         self.show(step, x_t)
         if step < self.steps:
             time.sleep(self.pace)
-        self.waited += time.perf_counter() - began
+        self.began = time.perf_counter()
 
     def show(self, step, x_t):
         ids = x_t[0].tolist()
@@ -127,7 +127,8 @@ class Watcher:
             pieces.append(f"{REVERSE}{piece}{PLAIN}" if changed else piece)
         if sys.stdout.isatty():
             print(HOME_AND_CLEAR, end="")
-        print(f"--- step {step} of {self.steps}\n{''.join(pieces)}", flush=True)
+        print(f"--- step {step} of {self.steps}, {self.seconds:.2f} s")
+        print("".join(pieces), flush=True)
         self.previous = ids
 
 
@@ -304,7 +305,7 @@ def main():
         model = torch.compile(model) if arguments.compile else model
     watcher = None
     if arguments.watch:
-        watcher = Watcher(tokenizer, model.config.mask_id, calls, arguments.pace or 0)
+        watcher = Watcher(tokenizer, model.config.mask_id, calls, pace_of(arguments, calls))
 
     torch.manual_seed(arguments.seed)
     began = time.perf_counter()
@@ -318,7 +319,7 @@ def main():
             text = tokenizer.decode(row)
             facts = {"model": name, "steps": calls, "seed": arguments.seed}
             print_text(index, text, facts, arguments)
-    seconds = time.perf_counter() - began - (watcher.waited if watcher else 0)
+    seconds = watcher.seconds if watcher else time.perf_counter() - began
     print(f"[{path}, {calls} steps, {seconds:.2f} s for {arguments.num_samples}]", file=sys.stderr)
 
 

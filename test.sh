@@ -4,4 +4,4 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 source common/setup.sh
-exec python -m pytest -q tests "$@"
+exec python -m pytest -q -rs tests "$@"

@@ -1,6 +1,6 @@
 """Trained networks of stories -> weights/, as int8, with a README that says how they were made.
 
-    python experiments/pack.py --out long     weights/{judge,dfm,fsdfm,dmd}.pt, weights/README.md
+    python experiments/pack.py     out/ -> weights/{judge,dfm,fsdfm,dmd}.pt, weights/README.md
 
 What int8 costs is measured: right stories of the float32 weights and of the int8 ones, the same
 noise for both. Before: common/quantize.py.
@@ -78,7 +78,8 @@ def file_lines(checkpoints):
 def main():
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--out", type=Path, default=Path("long"), help="folder of the checkpoints (default: long)")
+    add("--out", type=Path, default=Path("out"), help="folder of the checkpoints (default: out)")
+    add("--preset", default="cpu", help="with which they were trained, for the README")
     add("--num-samples", type=number(int, 1, 10**6), default=1024,
         help="stories of a figure (default: 1024)")
     add("--machine", default="", help="a few words on the machine that trained them")
@@ -99,8 +100,8 @@ Used by `sample.py` and `demo.sh` as long as nothing has been trained in `out/`.
 stories of `data/stories.py`. Made by
 
     python data/prepare.py stories
-    for stage in judge dfm fsdfm dmd; do python train.py $stage --preset cpu-long --out long; done
-    python experiments/pack.py --out long
+    for stage in judge dfm fsdfm dmd; do python train.py $stage --preset {arguments.preset}; done
+    python experiments/pack.py --preset {arguments.preset}
 
 with seed {settings['seed']}, on {machine}:
 

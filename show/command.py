@@ -9,6 +9,7 @@ alone starts faster without them.
 """
 
 import os
+import sys
 from pathlib import Path
 
 from tqdm import tqdm
@@ -19,6 +20,7 @@ from common.device import pick_device
 
 RUNNERS = ["dfm:1024", "fsdfm:8", "dfm:8"]
 PACE = 0.5  # seconds of a step of the fastest runner
+WATCH_SECONDS = 8  # that --watch shows a run for, at most, unless --pace says so
 ONLY_ALONE = (  # flags of sample.py that have no meaning for a race
     "model", "checkpoint", "n_head", "steps", "num_samples", "prompt", "infill", "top_p", "check",
     "watch", "json", "compile",
@@ -36,7 +38,15 @@ def add_show_flags(parser):
     add("--gif", type=Path, metavar="FILE", help="the race as a moving picture")
     add("--pace", type=number(float, 0, 60), metavar="X",
         help="of --race: seconds in which a step of the fastest runner is shown; of --watch: the "
-             f"least for each step; 0 is the true speed (default: {PACE}, and 0 for --watch)")
+             f"least for each step; 0 is the true speed (default: {PACE}, and of many steps "
+             f"less, so that they take {WATCH_SECONDS} s; where there is no terminal 0)")
+
+
+def pace_of(arguments, steps):
+    """Seconds that --watch shows each of so many steps for, at least."""
+    if arguments.pace is not None:
+        return arguments.pace
+    return min(PACE, WATCH_SECONDS / steps) if sys.stdout.isatty() else 0
 
 
 def is_asked_for(arguments):
