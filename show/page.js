@@ -155,6 +155,7 @@ function rate() {
 
 function told() {
   if (!byTime()) return `${Math.round(100 * clock.now)}% of the steps of each`;
+  if (clock.now >= end) return `all have finished, after ${end.toFixed(2)} s of the network's time`;
   const r = rate();
   const pace = r < 0.95 ? `shown ${Math.round(1 / r)} times slower than it ran`
     : r > 1.05 ? `shown ${r.toFixed(1)} times faster than it ran` : "as fast as it ran";

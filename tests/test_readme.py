@@ -1,4 +1,4 @@
-"""Checks the README: its table is what toy.py computes, and what it names exists."""
+"""Checks README and docs: tables agree with toy.py and with one another, what is named exists."""
 
 import re
 from pathlib import Path
@@ -9,11 +9,12 @@ import toy
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+PAPER = (ROOT / "docs/paper.md").read_text()
 
 
-def table_after(words):
+def table_after(words, text=README):
     """The rows of the first table behind `words`, each a list of cells; without its heading."""
-    lines = README[README.index(words) :].splitlines()
+    lines = text[text.index(words) :].splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("|"))
     rows = []
     for line in lines[first:]:
@@ -27,7 +28,7 @@ def table_after(words):
 def test_the_table_of_the_exact_world():
     """Every figure of "Why few steps are hard" is that of toy.py, to its three decimals."""
     shown = {}
-    for source, rule, grid, *errors in table_after("**Why few steps are hard.**"):
+    for source, rule, grid, *errors in table_after("**Why few steps are hard.**", PAPER):
         power = 1 if grid == "uniform" else int(grid.removeprefix("power "))
         shown[source, rule, power] = [float(error) for error in errors]
     computed = {(source, rule, power): errors for source, rule, power, errors in toy.table_rows()}
@@ -37,7 +38,7 @@ def test_the_table_of_the_exact_world():
 
 
 def test_the_figures_of_the_sentence_below_it():
-    text = README[README.index("`euler` is the rule of Meta's") :].split("\n\n")[0]
+    text = PAPER[PAPER.index("`euler` is the rule of Meta's") :].split("\n\n")[0]
     computed = {(rule, power): errors[3] for _, rule, power, errors in toy.table_rows()[:8]}
     names = [("euler", 1), ("averaged", 1), ("euler-forced", 1), ("cumulative", 1)]
     names += [("euler", 2), ("cumulative", 2)]
@@ -56,3 +57,19 @@ def test_the_files_it_names_exist():
     named += re.findall(r"\]\((docs/[^)]+)\)", README)
     assert len(named) > 15
     assert [name for name in named if not (ROOT / name).exists() and "out/" not in name] == []
+
+
+def test_the_readme_is_a_page():
+    assert len(README.encode()) <= 9_216 and README.count("\n") <= 130
+
+
+def test_the_stories_of_its_results_are_those_of_the_docs():
+    """Seeds 1 and 2 of DFM and FS-DFM, from the table of docs/stories.md."""
+    stories = (ROOT / "docs/stories.md").read_text()
+    shown = {row[0]: row[1:4] for row in table_after("## What comes of it")}
+    measured = {row[0]: row[1:] for row in table_after("## The speedrun", stories)}
+    columns = {"DFM": (0, 8), "FS-DFM": (4, 9)}
+    for name, (first, second) in columns.items():
+        for cell, steps in zip(shown[name], ("8", "64", "1,024")):
+            cells = [measured[steps][column].split(" ")[0] for column in (first, second)]
+            assert cell == ", ".join(filter(None, cells)), (name, steps)
