@@ -37,37 +37,45 @@ function readWeights(packed) {
 // ------------------------------------------------------------------------------------------------
 // parts
 
-// x (L, n) times W (m, n) transposed, plus bias: (L, m). Four rows of W at a time, which is faster.
+// x (L, n) times W (m, n) transposed, plus bias: (L, m). Sixteen sums at a time, of four rows of x
+// and four of W: each number that is read is used four times, and the sums wait for one another
+// less. The rows that are left over are summed one by one.
 function linear(x, W, bias, L, n, m) {
   const y = new Float32Array(L * m);
+  const [wholeL, wholeM] = [L - L % 4, m - m % 4];
+  for (let o = 0; o < wholeM; o += 4) {
+    for (let i = 0; i < wholeL; i += 4) fourByFour(x, W, y, i, o, n, m);
+  }
   for (let i = 0; i < L; i++) {
-    const row = i * n;
-    for (let o = 0; o < m; o += 4) {
-      const [w0, w1, w2, w3] = [o * n, (o + 1) * n, (o + 2) * n, (o + 3) * n];
-      let a = 0;
-      let b = 0;
-      let c = 0;
-      let d = 0;
-      const whole = o + 3 < m;
-      for (let k = 0; k < n; k++) {
-        const value = x[row + k];
-        a += value * W[w0 + k];
-        if (whole) {
-          b += value * W[w1 + k];
-          c += value * W[w2 + k];
-          d += value * W[w3 + k];
-        } else { // the last rows of a matrix whose number is no multiple of four
-          if (o + 1 < m) b += value * W[w1 + k];
-          if (o + 2 < m) c += value * W[w2 + k];
-        }
-      }
-      const sums = [a, b, c, d];
-      for (let j = 0; j < 4 && o + j < m; j++) {
-        y[i * m + o + j] = sums[j] + (bias ? bias[o + j] : 0);
-      }
+    for (let o = i < wholeL ? wholeM : 0; o < m; o++) {
+      let sum = 0;
+      for (let k = 0; k < n; k++) sum += x[i * n + k] * W[o * n + k];
+      y[i * m + o] = sum;
     }
+    if (bias) for (let o = 0; o < m; o++) y[i * m + o] += bias[o];
   }
   return y;
+}
+
+// y[i..i+3][o..o+3], the products of four rows of x with four rows of W.
+function fourByFour(x, W, y, i, o, n, m) {
+  let a0 = 0, a1 = 0, a2 = 0, a3 = 0, b0 = 0, b1 = 0, b2 = 0, b3 = 0;
+  let c0 = 0, c1 = 0, c2 = 0, c3 = 0, d0 = 0, d1 = 0, d2 = 0, d3 = 0;
+  const [xa, xb, xc, xd] = [i * n, (i + 1) * n, (i + 2) * n, (i + 3) * n];
+  const [w0, w1, w2, w3] = [o * n, (o + 1) * n, (o + 2) * n, (o + 3) * n];
+  for (let k = 0; k < n; k++) {
+    const a = x[xa + k], b = x[xb + k], c = x[xc + k], d = x[xd + k];
+    const p = W[w0 + k], q = W[w1 + k], r = W[w2 + k], s = W[w3 + k];
+    a0 += a * p; a1 += a * q; a2 += a * r; a3 += a * s;
+    b0 += b * p; b1 += b * q; b2 += b * r; b3 += b * s;
+    c0 += c * p; c1 += c * q; c2 += c * r; c3 += c * s;
+    d0 += d * p; d1 += d * q; d2 += d * r; d3 += d * s;
+  }
+  const at = i * m + o;
+  y[at] = a0; y[at + 1] = a1; y[at + 2] = a2; y[at + 3] = a3;
+  y[at + m] = b0; y[at + m + 1] = b1; y[at + m + 2] = b2; y[at + m + 3] = b3;
+  y[at + 2 * m] = c0; y[at + 2 * m + 1] = c1; y[at + 2 * m + 2] = c2; y[at + 2 * m + 3] = c3;
+  y[at + 3 * m] = d0; y[at + 3 * m + 1] = d1; y[at + 3 * m + 2] = d2; y[at + 3 * m + 3] = d3;
 }
 
 const silu = (x) => x.map((v) => v / (1 + Math.exp(-v)));
@@ -140,20 +148,25 @@ class Network {
     return Array.from({ length: all.length / d }, (_, i) => all.slice(i * d, (i + 1) * d));
   }
 
+  // cos and sin (L, size / 2) of position times frequency.
   angles(L, size) {
-    const angle = (position, k) => position * 10000 ** (-2 * k / size);
-    return { cos: (p, k) => Math.cos(angle(p, k)), sin: (p, k) => Math.sin(angle(p, k)), L };
+    const half = size / 2;
+    const angle = Float64Array.from({ length: L * half }, (_, i) => (
+      Math.floor(i / half) * 10000 ** (-2 * (i % half) / size)
+    ));
+    return { cos: angle.map(Math.cos), sin: angle.map(Math.sin) };
   }
 
   embed(tokens) {
     const { dim: d, positions } = this.config;
     const x = new Float32Array(tokens.length * d);
     const { cos, sin } = this.angles(tokens.length, d);
+    const half = d / 2;
     tokens.forEach((token, i) => {
       for (let k = 0; k < d; k++) {
         x[i * d + k] = this.weights["embedding.weight"][token * d + k];
         if (positions === "sinusoidal") {
-          x[i * d + k] += 0.07 * (k < d / 2 ? sin(i, k) : cos(i, k - d / 2));
+          x[i * d + k] += 0.07 * (k < half ? sin[i * half + k] : cos[i * half + k - half]);
         }
       }
     });
@@ -161,16 +174,17 @@ class Network {
   }
 
   // Rotary positions: turns the pairs (x[k], x[k + size / 2]) of q and k, in place.
-  rotate(qkv, L, part, head) {
+  rotate(qkv, L, part, head, { cos, sin }) {
     const { dim: d, n_head: heads } = this.config;
     const size = d / heads;
-    const { cos, sin } = this.angles(L, size);
     for (let i = 0; i < L; i++) {
       const start = i * 3 * d + part * d + head * size;
       for (let k = 0; k < size / 2; k++) {
-        const [a, b] = [qkv[start + k], qkv[start + k + size / 2]];
-        qkv[start + k] = a * cos(i, k) - b * sin(i, k);
-        qkv[start + k + size / 2] = b * cos(i, k) + a * sin(i, k);
+        const a = qkv[start + k];
+        const b = qkv[start + k + size / 2];
+        const angle = i * size / 2 + k;
+        qkv[start + k] = a * cos[angle] - b * sin[angle];
+        qkv[start + k + size / 2] = b * cos[angle] + a * sin[angle];
       }
     }
   }
@@ -181,9 +195,10 @@ class Network {
     const qkv = this.linear(`${name}.qkv`, x, L);
     const y = new Float32Array(L * d);
     const scores = new Float32Array(L);
+    const angles = this.angles(L, size);
     for (let head = 0; head < heads; head++) {
-      this.rotate(qkv, L, 0, head);
-      this.rotate(qkv, L, 1, head);
+      this.rotate(qkv, L, 0, head, angles);
+      this.rotate(qkv, L, 1, head, angles);
       for (let i = 0; i < L; i++) {
         const q = i * 3 * d + head * size;
         for (let j = 0; j < L; j++) {

@@ -67,8 +67,9 @@ function tipText(cell, step, status) {
   return `drawn in step ${cell.born} of ${step}, when the network gave it ${cell.percent}%`;
 }
 
-// Puts a state into a pane: a span for each token.
+// Puts a state into a pane: a span for each token. A word that has the focus keeps it.
 function showText(box, cells, statuses, tips) {
+  const focused = [...box.children].indexOf(document.activeElement);
   const end = textEnd(cells.map((cell) => cell.token));
   const parts = [];
   let before = "\n";
@@ -81,11 +82,15 @@ function showText(box, cells, statuses, tips) {
     span.className = statuses[i];
     span.textContent = word;
     span.dataset.tip = tips[i];
-    span.tabIndex = statuses[i] === "settled" || statuses[i] === "noise" ? -1 : 0;
+    span.tabIndex = parts.length > 1 ? -1 : 0; // Tab goes to the text, arrows to its words
+    span.setAttribute("aria-describedby", "tip");
     parts.push(span);
     before = word;
   }
   box.replaceChildren(...parts);
+  if (focused >= 0 && box.children.length) {
+    box.children[Math.min(focused, box.children.length - 1)].focus({ preventScroll: true });
+  }
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -101,9 +106,12 @@ const panes = data.runs.map((run) => {
   status.className = "status";
   const text = document.createElement("div");
   text.className = "text";
-  box.append(title, status, text);
+  const verdict = document.createElement("p");
+  verdict.className = "verdict";
+  verdict.setAttribute("aria-live", "polite");
+  box.append(title, status, text, verdict);
   element("panes").append(box);
-  return { run, status, text, shown: -1 };
+  return { run, status, text, verdict, shown: -1 };
 });
 
 // The number of steps that are finished after so many seconds.
@@ -127,8 +135,9 @@ function drawPane(pane, step) {
   showText(pane.text, cells, statuses, tips);
   const seconds = run.seconds[step].toFixed(2);
   const calls = `step ${step.toLocaleString("en")} of ${run.steps.toLocaleString("en")}`;
-  const end = step === run.steps ? `: ${[run.verdict, ...run.mistakes].join("; ")}` : "";
-  pane.status.textContent = `${calls}, ${seconds} s${end}`;
+  pane.status.textContent = `${calls}, ${seconds} s`;
+  const known = [run.verdict, ...run.mistakes].filter(Boolean).join("; ");
+  pane.verdict.textContent = step === run.steps ? known : "";
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -290,11 +299,12 @@ const KEYS = {
 };
 
 function start() {
-  element("command").textContent = data.command;
+  element("command").textContent = data.command; // it names the seed, too
   const names = data.runs.map((run) => `${run.label} in ${run.steps.toLocaleString("en")} steps`);
-  element("intro").textContent = `${names.join(", ")}: each step is one call of a network. All `
-    + "tokens are written at once, and may change until the end.";
+  element("intro").textContent = `${names.join(", ")}: from the same noise, a call of the `
+    + "network in each step. All tokens are written at once.";
   element("play").onclick = play;
+  element("restart").onclick = KEYS.Home;
   element("back").onclick = () => stepBy(-1);
   element("next").onclick = () => stepBy(1);
   element("slider").oninput = (event) => {
@@ -310,10 +320,18 @@ function start() {
   setTheme(matchMedia("(prefers-color-scheme: dark)").matches);
   for (const name of ["mouseover", "focusin"]) document.addEventListener(name, showTip);
   document.addEventListener("keydown", (event) => {
-    const own = event.target.matches("select, input[type=number], button");
-    if (KEYS[event.key] && !own) {
+    const key = event.key;
+    const own = event.target.matches("select, input[type=number]")
+      || (key === " " && event.target.matches("button")); // a key of the element itself
+    if (event.ctrlKey || event.altKey || event.metaKey || own) return; // or of the browser
+    const words = { ArrowRight: "nextElementSibling", ArrowLeft: "previousElementSibling" };
+    if (event.target.matches(".text span") && words[key]) {
       event.preventDefault();
-      KEYS[event.key]();
+      const other = event.target[words[key]];
+      if (other) other.focus();
+    } else if (KEYS[key]) {
+      event.preventDefault();
+      KEYS[key]();
     }
   });
   draw();

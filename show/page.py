@@ -23,7 +23,7 @@ from data.tokenizer import MARKS, PAD
 FOLDER = Path(__file__).resolve().parent
 SCRIPTS = ("page.js",)
 LIVE_SCRIPTS = ("network.js", "sampler.js", "live.js")
-WORLD_STEPS = (1, 2, 4, 8, 16)
+WORLD_STEPS = (1, 2, 4, 8, 16, 64)
 
 # ------------------------------------------------------------------------------------------------
 # the runs
