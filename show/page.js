@@ -82,7 +82,7 @@ function showText(box, cells, statuses, tips) {
     span.className = statuses[i];
     span.textContent = word;
     span.dataset.tip = tips[i];
-    span.tabIndex = parts.length > 1 ? -1 : 0; // Tab goes to the text, arrows to its words
+    span.tabIndex = parts.length ? -1 : 0; // Tab goes to the text, arrows to its words
     span.setAttribute("aria-describedby", "tip");
     parts.push(span);
     before = word;
