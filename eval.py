@@ -43,15 +43,14 @@ from common.checkpoint import LABELS, STUDENTS, load_model, versions
 from common.command import Parser, UserError, number, printable, run_command, seed_number
 from common.device import autocast, pick_device, texts_at_a_time
 from common.files import file_hash, lock, write_text
-from common.judge import generate_autoregressive, load_judge, long_token_nll, token_nll
+from common.judge import generate_autoregressive, load_judge, long_token_nll
 from common.report import continue_report
 from data.dataset import Dataset
-from data.stories import KINDS, can_check, parse, variety
+from data.stories import KINDS, can_check, parse, variety, wrong_places
 from flow import Sampler, generate, sample_source
 from model import Transformer
 from sample import add_leave_one_out, add_sampler_flags
 from show.race import NARROWEST, mark_wrong, paint, wrap
-from show.run import wrong_places
 
 STEPS = [2**i for i in range(11)]
 SAMPLES = {"stories": 256, "text": 64}  # where --num-samples does not say otherwise
@@ -236,11 +235,9 @@ def speed_table(rows):
     return "\n".join(lines)
 
 
-def example(row, judge, tokenizer):
+def example(row, judge, tokenizer, device):
     """(heading, [(str, status)]) of a row's typical text: the status of show/run.py is "wrong" for
     a story's mistakes, or for tokens that surprise the judge, else "settled"."""
-    x = torch.tensor([row["typical"]], device=judge_device(judge))
-    nll = long_token_nll(judge, x)  # (1, L - 1)
     heading = f"{LABELS[row['model']]}, {row['steps']:,} steps"
     if can_check(tokenizer):
         mistakes = parse(tokenizer.decode(row["typical"])).mistakes
@@ -248,15 +245,13 @@ def example(row, judge, tokenizer):
         count = len(mistakes) or "no"
         heading += f": {count} mistake{'s' * (len(mistakes) != 1)}"
     else:
+        x = torch.tensor([row["typical"]], device=device)
+        nll = long_token_nll(judge, x)  # (1, L - 1)
         wrong = {i + 1 for i in (nll[0] > SURPRISE).nonzero().flatten().tolist()}
         heading += f": perplexity {nll.mean().exp():.3g}"
     pieces = [printable(piece) for piece in tokenizer.pieces(row["typical"])]
     statuses = ["wrong" if i in wrong else "settled" for i in range(len(pieces))]
     return heading, list(zip(pieces, statuses))
-
-
-def judge_device(judge):
-    return next(judge.parameters()).device if isinstance(judge, torch.nn.Module) else "cpu"
 
 
 def side_by_side(examples, columns, colour):
@@ -414,7 +409,7 @@ def make_sampler(arguments, temperature=1.0, leave_one_out=False):
     )
 
 
-def print_examples(rows, most, judge, tokenizer):
+def print_examples(rows, most, judge, tokenizer, device):
     """A typical text of the DFM in the most steps and in few, and of FS-DFM in few: those with the
     median number of mistakes, or of other text the median perplexity."""
     wanted = [("dfm", most), ("dfm", FEW), ("fsdfm", FEW)]
@@ -427,7 +422,7 @@ def print_examples(rows, most, judge, tokenizer):
     colour = sys.stdout.isatty()
     print(f"\nTypical texts, by the median of all; {shaded} are "
           f"{'shaded' if colour else 'between !exclamation marks!'}:\n")
-    examples = [example(row, judge, tokenizer) for row in found]
+    examples = [example(row, judge, tokenizer, device) for row in found]
     print(side_by_side(examples, shutil.get_terminal_size((120, 24)).columns, colour))
 
 
@@ -482,7 +477,7 @@ def main():
         )
         save()
     print(f"\n{table(report)}\n\n{speed_table(report['speed'])}")
-    print_examples(rows, most, judge, tokenizer)
+    print_examples(rows, most, judge, tokenizer, device)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from common.checkpoint import NETWORKS, find_network, load_model
 from common.command import Parser, UserError, number, printable, run_command, seed_number
 from common.device import autocast, pick_device, texts_at_a_time
 from common.judge import generate_autoregressive
-from data.stories import can_check, check
+from data.stories import can_check, check, wrong_places
 from data.tokenizer import spaced_words, split_words
 from flow import UPDATES, Sampler, generate, sample_source, time_grid
 from show.command import add_show_flags, is_asked_for, must_fit_together, pace_of, run_show
@@ -134,7 +134,7 @@ class Watcher:
 
 def marked(text, mistakes):
     """The text of a story, its wrong words in red on a terminal, then what is wrong with it."""
-    wrong = {i for m in mistakes for i in range(m.position, m.position + m.words)}
+    wrong = wrong_places(mistakes)
     colour = sys.stdout.isatty()
     pieces = []
     for i, word in enumerate(spaced_words(split_words(text))):

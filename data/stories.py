@@ -269,6 +269,11 @@ class Mistake:
     message: str
 
 
+def wrong_places(mistakes):
+    """The places of wrong words, a set; in stories a word is a token."""
+    return {place for m in mistakes for place in range(m.position, m.position + m.words)}
+
+
 def skeleton(parts):
     """The words of a sentence, or the parts of a template, with classes in place of slots."""
     classes = []

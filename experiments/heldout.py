@@ -43,11 +43,11 @@ from tqdm import tqdm
 from common.command import Parser, UserError, run_command
 from common.device import autocast, pick_device, texts_at_a_time
 from common.files import lock, write_text
-from common.judge import next_token_nll
+from common.judge import long_token_nll, next_token_nll, token_nll
 from common.optimizer import make_optimizers, set_learning_rate
 from data.stories import LONGER_PLOTS, PLOTS, can_check, check, make_story
-from eval import FEW, add_network_flags, load_all, long_token_nll, make_sampler, timed_samples
-from eval import SAMPLES, measure_stories, token_nll, with_errors
+from eval import FEW, SAMPLES, add_network_flags, load_all, make_sampler, measure_stories
+from eval import timed_samples, with_errors
 from flow import FINEST, MAX_TRAINING_TIME, Sampler, generalized_kl, generate, sample_path
 from flow import sample_source, text_logits
 from model import ModelConfig, Transformer

@@ -9,6 +9,7 @@ alone starts faster without them.
 """
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -22,7 +23,7 @@ RUNNERS = ["dfm:1024", "fsdfm:8", "dfm:8"]
 PACE = 0.5  # seconds of a step of the fastest runner
 WATCH_SECONDS = 8  # that --watch shows a run for, at most, unless --pace says so
 ONLY_ALONE = (  # flags of sample.py that have no meaning for a race
-    "model", "checkpoint", "n_head", "steps", "num_samples", "prompt", "infill", "top_p", "check",
+    "model", "checkpoint", "n_head", "steps", "num_samples", "prompt", "infill", "check",
     "watch", "json", "compile",
 )
 
@@ -57,6 +58,8 @@ def must_fit_together(arguments, parser):
     """UserError for flags that a race would ignore."""
     if arguments.live and not arguments.html:
         raise UserError("--live is a part of the page: name its file with --html")
+    if arguments.pace is not None and arguments.race is None and not arguments.watch:
+        raise UserError("--pace is for --race and --watch: leave it out, or add one of them")
     if not is_asked_for(arguments):
         return
     for name in ONLY_ALONE:
@@ -73,9 +76,9 @@ def must_fit_together(arguments, parser):
 
 def record_all(arguments, sampler):
     """The runs that were asked for, {model: network}, and their tokenizer."""
-    from show.run import parse_entrant, record
+    from show.run import parse_runner, record
 
-    runners = [parse_entrant(text) for text in arguments.race or RUNNERS]
+    runners = [parse_runner(text) for text in arguments.race or RUNNERS]
     device = pick_device(arguments.device)
     networks, tokenizer = {}, None
     for model, _ in runners:
@@ -105,12 +108,6 @@ def record_all(arguments, sampler):
     return runs, networks, tokenizer
 
 
-def command_of(arguments):
-    """The command that makes these runs again."""
-    runners = " ".join(arguments.race or RUNNERS)
-    return f"python sample.py --race {runners} --seed {arguments.seed}"
-
-
 def run_show(arguments, sampler):
     """Records the runs, and shows them in every way that was asked for."""
     runs, networks, tokenizer = record_all(arguments, sampler)
@@ -121,7 +118,8 @@ def run_show(arguments, sampler):
         students = [run.model for run in runs if run.model != "dfm"]
         name = (students or [runs[0].model])[0]
         live = networks[name] if arguments.live else None
-        data = page_data(runs, tokenizer, command_of(arguments), live, LABELS[name])
+        command = f"python sample.py {shlex.join(sys.argv[1:])}"
+        data = page_data(runs, tokenizer, command, live, LABELS[name])
         write_page(arguments.html, data)
         print(f"{arguments.html}: open it in a browser")
     if arguments.gif:

@@ -299,7 +299,7 @@ const KEYS = {
 };
 
 function start() {
-  element("command").textContent = data.command; // it names the seed, too
+  element("command").textContent = `${data.command} (seed ${data.seed})`;
   const names = data.runs.map((run) => `${run.label} in ${run.steps.toLocaleString("en")} steps`);
   element("intro").textContent = `${names.join(", ")}: from the same noise, a call of the `
     + "network in each step. All tokens are written at once.";

@@ -1,4 +1,4 @@
-"""The race as one page for a browser, which needs no network and no server: a template, three
+"""The race as one page for a browser, which needs no network and no server: a template, its
 scripts, and what was recorded.
 
     page_data     runs, exact world and perhaps a network -> a dict for JSON
@@ -48,7 +48,6 @@ def changes_of(run):
 
 def run_data(run):
     return {
-        "model": run.model,
         "label": run.label,
         "steps": run.steps,
         "seconds": [round(value, 4) for value in run.seconds],
@@ -123,6 +122,7 @@ def page_data(runs, tokenizer, command, live=None, label=""):
     network that runs in the browser."""
     data = {
         "command": command,
+        "seed": runs[0].seed,
         "tokens": pieces_of(tokenizer),
         "runs": [run_data(run) for run in runs],
         "world": world_data(),

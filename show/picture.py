@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from matplotlib.animation import FuncAnimation, PillowWriter
 
 from common.files import write_safely
-from show.race import FEW, words_of, wrap
+from show.race import FEW_STEPS, words_of, wrap
 from show.run import STATUSES
 
 COLOURS = {  # letters, background
@@ -31,8 +31,8 @@ PER_SECOND = 2.5
 
 def picture_times(runs):
     """Seconds of the network, one for each picture."""
-    few = [run for run in runs if run.steps <= FEW] or [min(runs, key=lambda run: run.seconds[-1])]
-    fastest = min(few, key=lambda run: run.seconds[-1])
+    fastest = min(runs, key=lambda run: run.seconds[-1])
+    few = [run for run in runs if run.steps <= FEW_STEPS]
     times = {*fastest.seconds, *(run.seconds[-1] for run in few)}
     start, end = max(times), max(run.seconds[-1] for run in runs)
     times |= {start + (end - start) * i / REST for i in range(1, REST + 1)}
@@ -73,7 +73,7 @@ def draw_pane(axis, run, seconds, tokenizer, mask_id):
 
 def draw_legend(figure):
     x = 0.02
-    for status, (_, meaning) in STATUSES.items():
+    for status, meaning in STATUSES.items():
         letters, background = COLOURS[status]
         box = background and {"facecolor": background, "edgecolor": "none", "pad": 2}
         figure.text(x, 0.03, meaning, color=letters, bbox=box, fontsize=12)

@@ -28,7 +28,7 @@ SGR = {  # colours of the 16 that every terminal has; each status differs in mor
 }
 SMALLEST = 60, 16  # columns, lines
 NARROWEST = 36  # columns of a pane
-FEW = 64  # steps of a run that the slow clock waits for
+FEW_STEPS = 64  # steps of a run that the slow clock waits for
 REST_SECONDS = 8  # of the faster clock, for what is left
 FRAME = 0.05  # seconds between two pictures
 
@@ -48,8 +48,8 @@ def words_of(run, step, tokenizer, mask_id):
 
 
 def wrap(words, width):
-    """Lines of at most `width` columns: lists of (str, status). The blank before a word stays with
-    the line it ends, or goes."""
+    """Lines of at most `width` columns: lists of (str, status). The first word of a line loses its
+    blank."""
     lines, used = [[]], 0
     for piece, status in words:
         for part in re.split(r"(\n)", piece):
@@ -105,7 +105,8 @@ class Clock:
         fastest = min(runs, key=lambda run: run.seconds[-1])
         self.step_seconds = fastest.seconds[-1] / fastest.steps
         self.slow = min(1, self.step_seconds / pace) if pace else 1
-        self.slow_until = max((run.seconds[-1] for run in runs if run.steps <= FEW), default=0)
+        few = [run.seconds[-1] for run in runs if run.steps <= FEW_STEPS]
+        self.slow_until = max(few, default=0)
         self.end = max(run.seconds[-1] for run in runs)
         self.fast = max(1, (self.end - self.slow_until) / REST_SECONDS) if pace else 1
         self.now, self.factor, self.paused = 0.0, 1, False
@@ -156,7 +157,7 @@ def picture(runs, clock, tokenizer, mask_id, columns, lines):
     shown = panes_that_fit(runs, columns)
     width = (columns - 3 * (len(shown) - 1)) // len(shown)
     marks = [f"\033[{SGR[name]}m{meaning.split(':')[0]}\033[0m"
-             for name, (_, meaning) in STATUSES.items()]
+             for name, meaning in STATUSES.items()]
     legend = "  ".join(marks)
     keys = "space pause, n next step, f faster, q quit"
     hidden = len(runs) - len(shown)

@@ -17,15 +17,15 @@ from common.checkpoint import LABELS
 from common.command import UserError
 from common.device import autocast
 from common.judge import long_token_nll
-from data.stories import can_check, parse
+from data.stories import can_check, parse, wrong_places
 from flow import Sampler, kappa, sample_source, text_logits, time_grid, trajectory
 
-STATUSES = {  # of a token: its mark where there is no colour, and what it means
-    "noise": (".", "noise"),
-    "new": ("+", "new: just drawn"),
-    "changed": ("~", "changed its mind"),
-    "settled": (" ", "settled"),
-    "wrong": ("!", "wrong in the finished story"),
+STATUSES = {  # of a token, and what it means
+    "noise": "noise",
+    "new": "new: just drawn",
+    "changed": "changed its mind",
+    "settled": "settled",
+    "wrong": "wrong in the finished story",
 }
 MOST_STEPS = 4096
 
@@ -68,7 +68,7 @@ class Run:
         return ", ".join(words)
 
 
-def parse_entrant(text):
+def parse_runner(text):
     """"dfm:1024" -> ("dfm", 1024). UserError if it is neither."""
     model, _, steps = text.partition(":")
     fits = model in LABELS and steps.isdecimal() and 1 <= int(steps[:9]) <= MOST_STEPS
@@ -137,11 +137,6 @@ def find_noise(states, probabilities, sampler, config):
     moved = (states[1:] != states[:-1]).cumsum(0) > 0  # (n, L)
     moved[-1] = True  # the last step draws every token
     return torch.cat([first, ~moved])
-
-
-def wrong_places(mistakes):
-    """The places of wrong words; in stories a word is a token."""
-    return {place for m in mistakes for place in range(m.position, m.position + m.words)}
 
 
 def record(name, model, tokenizer, steps, seed, length, sampler=Sampler(), judge=None,

@@ -12,9 +12,10 @@ import torch
 
 from common.command import UserError
 from common.device import autocast
-from common.judge import generate_autoregressive, load_judge, set_kv_caches
+from common.judge import generate_autoregressive, load_judge, long_token_nll, set_kv_caches
+from common.judge import token_nll
 from data.tokenizer import gpt2_encoding
-from eval import distinct_ngrams, long_token_nll, measure, ngram_entropy, token_nll
+from eval import distinct_ngrams, measure, ngram_entropy
 from exact import ExactNetwork
 from experiments import heldout
 from experiments.heldout import infill, judge_nll, likelihood_bound, measure_filled
