@@ -412,13 +412,13 @@ def make_sampler(arguments, temperature=1.0, leave_one_out=False):
 def print_examples(rows, most, judge, tokenizer, device):
     """A typical text of the DFM in the most steps and in few, and of FS-DFM in few: those with the
     median number of mistakes, or of other text the median perplexity."""
-    wanted = [("dfm", most), ("dfm", FEW), ("fsdfm", FEW)]
+    wanted = dict.fromkeys([("dfm", most), ("dfm", FEW), ("fsdfm", FEW)])  # most may be FEW
     found = [row for job in wanted for row in rows.values()
              if (row["model"], row["steps"]) == job and row["temperature"] == 1
              and "typical" in row]
     if not found:
         return
-    shaded = "mistakes" if can_check(tokenizer) else "what surprises the judge (p < 1/1,000)"
+    shaded = "mistakes" if can_check(tokenizer) else "tokens that surprise the judge (p < 1/1,000)"
     colour = sys.stdout.isatty()
     print(f"\nTypical texts, by the median of all; {shaded} are "
           f"{'shaded' if colour else 'between !exclamation marks!'}:\n")
