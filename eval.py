@@ -39,7 +39,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from common.checkpoint import LABELS, STUDENTS, load_model, versions
+from common.checkpoint import LABELS, STUDENTS, WEIGHTS, find_network, load_model, versions
 from common.command import Parser, UserError, number, printable, run_command, seed_number
 from common.device import autocast, pick_device, texts_at_a_time
 from common.files import file_hash, lock, write_text
@@ -311,14 +311,24 @@ def parse_arguments():
     return parser.parse_args()
 
 
+def network_path(arguments, name):
+    """The file that its flag names, OUT/NAME.pt, or of stories the network that comes with the
+    project, as long as none has been trained."""
+    if getattr(arguments, name):
+        return getattr(arguments, name)
+    if arguments.data == "stories":
+        return find_network(arguments.out, name)
+    return arguments.out / f"{name}.pt"
+
+
 def load_all(arguments, device):
     """(judge, {name: network}, {name: hash of its file}, dataset, tokenizer). UserError if they do
     not have the same tokens."""
-    judge_path = arguments.judge or arguments.out / "judge.pt"
+    judge_path = network_path(arguments, "judge")
     judge, tokenizer, judge_hash = load_judge(judge_path, device)
     networks, hashes = {}, {"judge": judge_hash}
     for name in sorted(set(arguments.models or ["dfm", "fsdfm"])):
-        path = getattr(arguments, name) or arguments.out / f"{name}.pt"
+        path = network_path(arguments, name)
         published = "teacher_model" if name == "dfm" else "student_ema_model"
         network, tokens = load_model(path, device, published, arguments.n_head)
         if network.config.causal:
@@ -335,6 +345,8 @@ def load_all(arguments, device):
             f"{judge_path} judges other tokens than those of data/{dataset.name}: "
             "name the --data it was trained on"
         )
+    if Path(judge_path).parent == WEIGHTS:
+        print(f"the networks of {WEIGHTS}, which come with the project")
     return judge, networks, hashes, dataset, tokenizer
 
 

@@ -1,0 +1,56 @@
+"""Does what README, lecture and exercises say work as it stands? The lecture's Python is a doctest,
+and the commands are run with the networks that come with the project."""
+
+import doctest
+import re
+import shlex
+import shutil
+
+import pytest
+
+from command import ROOT, copy_project, run
+
+DOCUMENTS = ("README.md", "docs/lecture.md")
+# these train, take longer than a minute, or are tested elsewhere (test_commands.py, test_show.py)
+ELSEWHERE = ("train.py", "mine --out mine", "--html", "prepare.py stories", "--temperatures")
+
+
+def commands(name):
+    """The lines of a document that begin with `python SCRIPT`: indented ones, and those of "Run"
+    between backticks."""
+    text = (ROOT / name).read_text()
+    found = re.findall(r"^    (python \S+\.py.*)$", text, re.M)
+    for paragraph in re.findall(r"^\*\*Run\*\* .*$", text, re.M):
+        found += re.findall(r"`(python \S+\.py[^`]*)`", paragraph.split("**See**")[0])
+    found = [line.split("  #")[0].strip() for line in found]
+    return [line for line in found if not any(words in line for words in ELSEWHERE)]
+
+
+ALL = list(dict.fromkeys(line for name in DOCUMENTS for line in commands(name)))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the project with its networks, and a text of one's own."""
+    folder = copy_project(tmp_path_factory.mktemp("documents"))
+    shutil.copytree(ROOT / "weights", folder / "weights")
+    (folder / "my.txt").write_text((ROOT / "README.md").read_text() * 8)
+    run(folder, "data/prepare.py", "stories")
+    return folder
+
+
+def test_the_commands_are_found():
+    assert len(ALL) >= 8
+    assert {"python toy.py", "python sample.py --race"} <= set(ALL)
+
+
+@pytest.mark.parametrize("line", ALL)
+def test_a_command(project, line):
+    result = run(project, *shlex.split(line)[1:])
+    assert result.stdout.strip()
+
+
+def test_the_numbers_of_the_lecture():
+    """Every `>>>` prints what stands below it."""
+    failed, tried = doctest.testfile(str(ROOT / "docs/lecture.md"), module_relative=False)
+    assert tried >= 30 and not failed
