@@ -2,6 +2,7 @@
 and the commands are run with the networks that come with the project."""
 
 import doctest
+import json
 import re
 import shlex
 import shutil
@@ -9,6 +10,7 @@ import shutil
 import pytest
 
 from command import ROOT, copy_project, run
+from experiments.notebook import notebook
 
 DOCUMENTS = ("README.md", "docs/lecture.md")
 # these train, take longer than a minute, or are tested elsewhere (test_commands.py, test_show.py)
@@ -54,3 +56,25 @@ def test_the_numbers_of_the_lecture():
     """Every `>>>` prints what stands below it."""
     failed, tried = doctest.testfile(str(ROOT / "docs/lecture.md"), module_relative=False)
     assert tried >= 30 and not failed
+
+
+def test_the_notebook_is_that_of_its_script():
+    assert json.loads((ROOT / "docs/nanodfm.ipynb").read_text()) == notebook()
+
+
+def test_the_notebook_runs(project):
+    """All cells, at the tiny size."""
+    nbclient = pytest.importorskip("nbclient", reason="needs nbclient and ipykernel")
+    nbformat = pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel", reason="needs nbclient and ipykernel")
+    book = nbformat.reads(json.dumps(notebook()), as_version=4)
+    environment = {"PRESET": "tiny", "CUDA_VISIBLE_DEVICES": ""}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        client = nbclient.NotebookClient(
+            book, timeout=600, resources={"metadata": {"path": str(project)}}
+        )
+        client.execute()
+    printed = [cell.outputs for cell in book.cells if cell.cell_type == "code"]
+    assert "not written yet" in str(printed[-1]) and "image/png" in str(printed[-3])
