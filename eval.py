@@ -294,7 +294,7 @@ def add_network_flags(parser, steps="1 2 4 ... 1024"):
     add("--batch-size", type=number(int, 1, 65536),
         help="texts at a time (default: 64, or as many as fit)")
     add("--seed", type=seed_number, default=1, help="of every random number (default: 1)")
-    add("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
+    add("--device", help="cpu, cuda, cuda:N or mps (default: a GPU if there is one)")
     add_sampler_flags(parser)
 
 

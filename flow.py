@@ -401,9 +401,14 @@ def draw_where(jumps, p, x_t):
     """torch.where(jumps, categorical(p), x_t), for p (B, L, V). A CPU draws only for the tokens
     that jump: 55 ms a step instead of 61 (64 texts, V = 1,024). A GPU would have to wait for the
     host to pick them."""
-    if x_t.is_cuda or torch.compiler.is_compiling():
+    if x_t.device.type != "cpu" or torch.compiler.is_compiling():
         return torch.where(jumps, categorical(p), x_t)
     return x_t.masked_scatter(jumps, categorical(p[jumps]))
+
+
+def finest_dtype(device):
+    """float64 where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def categorical(weights, block=64):
@@ -416,22 +421,27 @@ def categorical(weights, block=64):
         torch.searchsorted(cumulative, u * cumulative[..., -1:], right=True)
 
     float64, since a rounded tail silently lowers the temperature (compiled by Inductor, the uniform
-    numbers have float32's resolution). Here the sum is taken over blocks of tokens first, and then
-    within the one block that is hit, so that the V float64 numbers of a row are never written. At
-    V = 50,257 the plain form takes 11 times as long, a third of a step of the paper's small model.
+    numbers have float32's resolution). Apple GPUs have float32 alone, which keeps tails of 1e-6.
+
+    Here the sum is taken over blocks of tokens first, and then within the one block that is hit, so
+    that the V float64 numbers of a row are never written. At V = 50,257 the plain form takes 11
+    times as long, a third of a step of the paper's small model.
     """
     rows = weights.flatten(0, -2)  # (N, V)
+    exact = finest_dtype(rows.device)
     N, V = rows.shape
     block = min(block, V)
     whole = V // block * block
     sums = rows[:, :whole].unflatten(1, (-1, block)).sum(-1)
-    sums = torch.cat([sums, rows[:, whole:].sum(-1, keepdim=True)], dim=1).double()
+    sums = torch.cat([sums, rows[:, whole:].sum(-1, keepdim=True)], dim=1).to(exact)
     cumulative = sums.cumsum(-1)  # (N, V // block + 1)
-    target = torch.rand(N, 1, dtype=torch.float64, device=rows.device) * cumulative[:, -1:]
+    target = torch.rand(N, 1, dtype=exact, device=rows.device) * cumulative[:, -1:]
     hit = torch.searchsorted(cumulative, target, right=True).clamp(max=sums.shape[1] - 1)  # (N, 1)
     target = target - (cumulative - sums).gather(1, hit)
     tokens = hit * block + torch.arange(block, device=rows.device)  # (N, block)
-    inside = rows.gather(1, tokens.clamp(max=V - 1)).double().masked_fill(tokens >= V, 0).cumsum(-1)
-    target = target.clamp(min=0).minimum(inside[:, -1:] * (1 - 1e-15))  # stay within the block
+    inside = rows.gather(1, tokens.clamp(max=V - 1)).masked_fill(tokens >= V, 0)
+    inside = inside.to(exact).cumsum(-1)  # (N, block)
+    below_1 = 1 - 4 * torch.finfo(exact).eps
+    target = target.clamp(min=0).minimum(inside[:, -1:] * below_1)  # stay within the block
     drawn = hit * block + torch.searchsorted(inside, target, right=True)
     return drawn.clamp(max=V - 1).view(weights.shape[:-1])  # a token even for non-finite weights

@@ -172,7 +172,7 @@ class Attention(nn.Module):
         k = rotate(k, cos, sin)
         if self.kv_cache is not None:
             k, v = self.kv_cache.extend(k, v)
-        attend = F.scaled_dot_product_attention if x.is_cuda else attention_on_cpu
+        attend = attention_on_cpu if x.device.type == "cpu" else F.scaled_dot_product_attention
         y = attend(q, k, v, is_causal=self.causal and L > 1)  # (B, heads, L, head_dim)
         return self.out(y.transpose(1, 2).reshape(B, L, d))
 

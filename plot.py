@@ -298,7 +298,7 @@ def main():
     if not path.exists():
         raise UserError(f"there is no {path}: make it with `python eval.py`")
     try:
-        figures = draw_all(json.loads(path.read_text()))
+        figures = draw_all(json.loads(path.read_text("utf-8")))
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise UserError(
             f"{path} is not a report of eval.py ({type(error).__name__}): "

@@ -216,7 +216,7 @@ def parse_arguments():
     shown.add_argument("--watch", action="store_true", help="print the first text at every step")
     shown.add_argument("--json", action="store_true", help="a line of JSON for each text")
     add("--out", type=Path, default=Path("out"), help="folder of the checkpoints (default: out)")
-    add("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
+    add("--device", help="cpu, cuda, cuda:N or mps (default: a GPU if there is one)")
     parser.add_boolean("--compile", False, "torch.compile, worth it for very many steps")
     add_show_flags(parser)
     arguments = parser.parse_args()

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from common.checkpoint import STAGES, STUDENTS, load_finished_dfm, versions
 from common.command import Parser, UserError, number, printable, run_command
-from common.device import autocast, pick_device
+from common.device import autocast, gradient_scaler, pick_device
 from common.files import file_hash, lock, open_log
 from common.judge import generate_autoregressive, next_token_nll
 from common.optimizer import make_optimizers, must_fit, set_learning_rate
@@ -211,7 +211,7 @@ def parse_arguments():
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     again.add_argument("--overwrite", action="store_true", help="start again over a checkpoint")
-    add("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
+    add("--device", help="cpu, cuda, cuda:N or mps (default: a GPU if there is one)")
     parser.add_boolean("--compile", None, "torch.compile (default: on CUDA)")
     for item in fields(Config):
         flag, meta = "--" + item.name.replace("_", "-"), item.metadata
@@ -366,7 +366,8 @@ def start_run(arguments, settings, dataset, device, world):
         dfm = file_hash(dfm_path)
     dataset.must_fill(settings.block_size)
     optimizers, passes = make_optimizers(model, settings), world * settings.accumulation
-    run = Run(stage, settings, path, model, ema, optimizers, passes, dfm)
+    scaler = gradient_scaler(device)
+    run = Run(stage, settings, path, model, ema, optimizers, passes, dfm, scaler=scaler)
     if stage == "dmd":
         add_auxiliary(run, dataset, device)
     return run
@@ -384,13 +385,16 @@ def update_weights(run, network, teacher, dataset, device, rank):
             network.require_backward_grad_sync = i == accumulation - 1
         with autocast(device):
             loss = loss_of(run.stage, network, teacher, x_1, settings) / accumulation
-        loss.backward()
+        run.scaler.scale(loss).backward()
         total_loss += loss.detach()
+    for optimizer in run.optimizers:
+        run.scaler.unscale_(optimizer)
     for trained in run.trained():
         torch.nn.utils.clip_grad_norm_(trained.parameters(), settings.clip)
     for optimizer in run.optimizers:
-        optimizer.step()
+        run.scaler.step(optimizer)
         optimizer.zero_grad()
+    run.scaler.update()
     if run.ema is not None:
         decay = settings.ema_decay
         if settings.ema_warmup == "on":  # a short memory at first, to forget the initial weights

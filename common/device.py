@@ -1,5 +1,7 @@
 """Where it runs: the device, the number format of its matrix products, how much fits."""
 
+import functools
+
 import torch
 
 from common.command import UserError
@@ -8,32 +10,64 @@ LOGITS_AT_A_TIME = 2**28  # float32 numbers: 1 GB
 
 
 def pick_device(name=None):
-    """The torch.device of that name; by default a CUDA GPU if there is one, else the CPU.
+    """The torch.device of that name; by default a CUDA GPU if there is one, else an Apple GPU, else
+    the CPU.
 
     UserError if it is not there.
     """
+    apple = torch.backends.mps.is_available()
+    default = "cuda" if torch.cuda.is_available() else "mps" if apple else "cpu"
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(name or default)
     except RuntimeError as error:
-        raise UserError(f"there is no device called {name}: use cpu, cuda or cuda:N") from error
-    missing = device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
-    if device.type not in ("cpu", "cuda") or missing:
+        message = f"there is no device called {name}: use cpu, cuda, cuda:N or mps"
+        raise UserError(message) from error
+    gpus = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(apple)}
+    if (device.index or 0) >= gpus.get(device.type, 0):
         raise UserError(f"this machine has no {name} that PyTorch can use: try --device cpu")
     return device
 
 
-def autocast(device):
-    """bfloat16 matrix products where the hardware has them, else float32. Weights stay float32.
+def number_format(device):
+    """The dtype of matrix products: bfloat16 where the hardware has them, float16 on other CUDA
+    GPUs (T4, RTX 20), else float32.
 
-    GPUs that have bfloat16, and CPUs with AMX or AVX-512's bfloat16 products: there a training
-    step of the `cpu-text` preset takes 40 ms instead of 104.
+    bfloat16 is in newer GPUs, Apple's too, and in CPUs with AMX or AVX-512's bfloat16 products:
+    there a training step of the `cpu-text` preset takes 40 ms instead of 104.
     """
     if device.type == "cuda":
-        enabled = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        can = getattr(torch.cpu, "get_capabilities", dict)()
-        enabled = can.get("amx_bf16", False) or can.get("avx512_bf16", False)
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+        bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if bfloat16 else torch.float16
+    if device.type == "mps":
+        return torch.bfloat16 if multiplies(torch.bfloat16, device) else torch.float32
+    can = getattr(torch.cpu, "get_capabilities", dict)()
+    bfloat16 = can.get("amx_bf16", False) or can.get("avx512_bf16", False)
+    return torch.bfloat16 if bfloat16 else torch.float32
+
+
+@functools.cache
+def multiplies(dtype, device):
+    """Whether matrices of this dtype can be multiplied there: older versions of macOS cannot."""
+    try:
+        ones = torch.ones(2, 2, dtype=dtype, device=device)
+        return bool((ones @ ones == 2).all())
+    except (RuntimeError, TypeError):
+        return False
+
+
+def autocast(device):
+    """Matrix products in number_format(device). Weights stay float32."""
+    dtype = number_format(device)
+    if dtype == torch.float32:
+        return torch.autocast(device.type, torch.bfloat16, enabled=False)
+    return torch.autocast(device.type, dtype)
+
+
+def gradient_scaler(device):
+    """What keeps small gradients in float16's range; does nothing in other number formats. It makes
+    the loss larger before the backward pass and divides the gradients afterwards. An iteration in
+    which one overflows changes no weight, and the next factor is smaller."""
+    return torch.amp.GradScaler(device.type, enabled=number_format(device) == torch.float16)
 
 
 def texts_at_a_time(length, vocab_size, most=64):

@@ -6,7 +6,6 @@ written as they grow, a line at a time. Plumbing, to be skipped on a first readi
 
 import contextlib
 import csv
-import fcntl
 import hashlib
 import os
 from pathlib import Path
@@ -51,7 +50,19 @@ def cause_of(error):
 
 def write_text(path, text):
     """write_safely for a str."""
-    write_safely(path, lambda temporary: temporary.write_text(text))
+    write_safely(path, lambda temporary: temporary.write_text(text, "utf-8", newline="\n"))
+
+
+def lock_open_file(file):
+    """OSError if another process holds it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def lock(path):
@@ -62,8 +73,8 @@ def lock(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        lock_open_file(file)
+    except (BlockingIOError, PermissionError) as error:  # of Linux and macOS; of Windows
         raise UserError(
             f"another process is at work here (it holds {path}): "
             "wait for it, stop it, or use another folder"
@@ -84,7 +95,7 @@ def open_log(path, start):
     """
     lines = [",".join(LOG_COLUMNS)]
     if start and path.exists():
-        for line in path.read_text(errors="replace").splitlines():
+        for line in path.read_text("utf-8", "replace").splitlines():
             row = line.split(",")
             if len(row) == len(LOG_COLUMNS) and row[0].isdecimal() and int(row[0]) <= start:
                 lines.append(line)

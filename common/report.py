@@ -19,7 +19,7 @@ def continue_report(path, key):
     one with this key comes back if it was archived before. UserError if a file is damaged.
     """
     try:
-        report = json.loads(path.read_text()) if path.exists() else {}
+        report = json.loads(path.read_text("utf-8")) if path.exists() else {}
         if report and report["key"] != key:
             archived = path.replace(archived_name(path, report["key"]))
             other = ", ".join(name for name in key if report["key"].get(name) != key[name])
@@ -27,7 +27,7 @@ def continue_report(path, key):
             report = {}
         if not report and archived_name(path, key).exists():
             archived_name(path, key).replace(path)
-            report = json.loads(path.read_text())
+            report = json.loads(path.read_text("utf-8"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: delete it and run this again") from error
     return report

@@ -6,10 +6,13 @@ Plumbing, to be skipped on a first reading. `settings` are train.py's Config.
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
+
 from common.checkpoint import (
     STUDENTS, load_checkpoint, load_finished_dfm, must_be_ours, network_of, save_checkpoint,
 )
 from common.command import UserError
+from common.device import gradient_scaler
 from common.files import file_hash
 from common.optimizer import make_optimizers
 from matching import FREQUENCY_TEXTS, Auxiliary, token_frequency
@@ -30,6 +33,7 @@ class Run:
     dfm: str | None  # hash of the DFM that a student started from
     frozen_dfm: Transformer | None = None  # of dmd: what it is matched to (matching.py)
     auxiliary: Auxiliary | None = None  # of dmd, trained beside it
+    scaler: torch.amp.GradScaler | None = None  # of float16 (common/device.py)
     iteration: int = 0
     saved: int | None = None  # the iteration of the last checkpoint
     seconds: float = 0.0
@@ -68,6 +72,8 @@ def save_run(run, tokenizer):
     }
     if run.auxiliary is not None:
         checkpoint["auxiliary"] = run.auxiliary.state_dict()
+    if run.scaler.is_enabled():
+        checkpoint["scaler"] = run.scaler.state_dict()
     save_checkpoint(run.path, checkpoint, first=run.saved is None)
     run.saved = run.iteration
 
@@ -125,7 +131,10 @@ def resume_run(path, settings, agreed, dataset, device, world, repair):
     if stage in STUDENTS:
         ema = network_of(checkpoint, path, "ema").to(device).requires_grad_(False).eval()
     run = Run(stage, settings, path, model, ema, make_optimizers(model, settings), passes,
-              checkpoint["dfm"], iteration=done, saved=done, seconds=checkpoint["seconds"])
+              checkpoint["dfm"], iteration=done, saved=done, seconds=checkpoint["seconds"],
+              scaler=gradient_scaler(device))
+    if "scaler" in checkpoint and run.scaler.is_enabled():
+        run.scaler.load_state_dict(checkpoint["scaler"])
     if stage == "dmd":
         add_auxiliary(run, dataset, device)
         run.auxiliary.load_state_dict(checkpoint["auxiliary"])

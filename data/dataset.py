@@ -55,7 +55,7 @@ class Dataset:
 
     def load(self, folder):
         """Reads meta.json and opens the files that it names."""
-        self.meta = json.loads((folder / "meta.json").read_text())
+        self.meta = json.loads((folder / "meta.json").read_text("utf-8"))
         if self.meta["format"] != FORMAT:
             raise UserError(
                 f"data/{self.name}/meta.json is of another version of this project: "

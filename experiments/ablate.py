@@ -164,9 +164,9 @@ def measure(row, seed, folder, arguments):
     flags += ["--data", arguments.data, "--steps", *STEPS, "--seed", seed]
     flags += ["--num-samples", arguments.num_samples]
     run_script("eval.py", *flags, *row.sampling.split())
-    report = json.loads((folder / "eval.json").read_text())
+    report = json.loads((folder / "eval.json").read_text("utf-8"))
     measures = {one["steps"]: one for one in report["rows"] if one["temperature"] == 1}
-    with (folder / f"{row.stage}.csv").open() as log:
+    with (folder / f"{row.stage}.csv").open(encoding="utf-8") as log:
         seconds = float(list(csv.DictReader(log))[-1]["seconds"])
     return Result(row.name, seed, seconds, measures, report["real"])
 

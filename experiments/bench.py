@@ -17,7 +17,6 @@ import math
 import multiprocessing
 import os
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -125,10 +124,14 @@ def peak_memory(device):
     """The most bytes that this process has held so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        raise UserError("Windows does not say how much memory a process has held: use --only")
     if sys.platform == "darwin":
+        import resource  # not on Windows
+
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # on Linux ru_maxrss begins with that of the parent process
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text("utf-8")
     return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])
 
 
@@ -416,7 +419,7 @@ def parse_arguments():
     add("--preset", choices=PRESETS, help="of train.py (default: gpu with CUDA, else cpu-text)")
     add("--out", type=Path, default=Path("out"),
         help="folder of bench.json, which is written, and of fsdfm.pt (default: out)")
-    add("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
+    add("--device", help="cpu, cuda, cuda:N or mps (default: a GPU if there is one)")
     return parser.parse_args()
 
 

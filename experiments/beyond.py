@@ -79,7 +79,7 @@ def measure_all(seed, folder, arguments):
     rows = []
     for name, out, models, steps, own in jobs:
         run_script("eval.py", *flags, *own, "--steps", *steps, "--out", out, "--models", *models)
-        report = json.loads((out / "eval.json").read_text())
+        report = json.loads((out / "eval.json").read_text("utf-8"))
         renamed = {"model": name} if name else {}
         rows += [
             row | renamed | {"seed": seed} for row in report["rows"]

@@ -1,4 +1,6 @@
-"""Writes docs/nanodfm.ipynb, the lecture's run for a free GPU or a CPU: python experiments/notebook.py
+"""Writes docs/nanodfm.ipynb, the lecture's run for a free GPU or a CPU.
+
+    python experiments/notebook.py
 
 The cells stand below, text and code in turn. Code is plain Python, so that the notebook runs in any
 Jupyter; with the environment variable PRESET=tiny it runs in a minute and learns next to nothing.
@@ -76,7 +78,7 @@ wrong in the finished story. Move the mouse over a word to see how sure the netw
 """),
     ("code", """
 run("sample.py", "--html", "race.html", "--race", "dfm:256", "dfm:8", "dmd:8")
-page = html.escape(Path("race.html").read_text())
+page = html.escape(Path("race.html").read_text("utf-8"))
 display(HTML(f'<iframe srcdoc="{page}" width="100%" height="720"></iframe>'))
 """),
     ("text", """

@@ -83,7 +83,7 @@ def main():
     add("--num-samples", type=number(int, 1, 10**6), default=1024,
         help="stories of a figure (default: 1024)")
     add("--machine", default="", help="a few words on the machine that trained them")
-    add("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
+    add("--device", help="cpu, cuda, cuda:N or mps (default: a GPU if there is one)")
     arguments = parser.parse_args()
     device = pick_device(arguments.device)
     dataset = Dataset("stories")

@@ -135,8 +135,8 @@ def page_data(runs, tokenizer, command, live=None, label=""):
 def write_page(path, data):
     """Writes the page: page.html with the scripts and the data in it."""
     names = SCRIPTS + (LIVE_SCRIPTS if "network" in data else ())
-    scripts = "\n".join((FOLDER / name).read_text() for name in names)
-    html = (FOLDER / "page.html").read_text()
+    scripts = "\n".join((FOLDER / name).read_text("utf-8") for name in names)
+    html = (FOLDER / "page.html").read_text("utf-8")
     text = json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
     html = html.replace("/* SCRIPTS */", scripts).replace("/* DATA */", text)
     write_text(path, html)

@@ -185,25 +185,47 @@ def terminal_size():
 @contextlib.contextmanager
 def screen():
     """The alternate screen, with keys that are read one by one; all is put back at the end."""
-    import termios  # not on Windows
-    import tty
+    with single_keys():
+        try:
+            sys.stdout.write(ALTERNATE_SCREEN)
+            yield
+        finally:
+            sys.stdout.write(NORMAL_SCREEN)
+            sys.stdout.flush()
 
+
+@contextlib.contextmanager
+def single_keys():
+    """Keys are handed over when they are pressed, not after Enter."""
+    try:
+        import termios
+        import tty
+    except ImportError:  # Windows, where key_within asks for them one by one
+        os.system("")  # makes the console understand colours and cursor movements
+        yield
+        return
     keyboard = sys.stdin.fileno()
     before = termios.tcgetattr(keyboard)
     try:
         tty.setcbreak(keyboard)
-        sys.stdout.write(ALTERNATE_SCREEN)
         yield
     finally:
         termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
-        sys.stdout.write(NORMAL_SCREEN)
-        sys.stdout.flush()
 
 
 def key_within(seconds):
     """The key that is pressed within so many seconds, or ""."""
-    ready, _, _ = select.select([sys.stdin], [], [], max(0, seconds))
-    return os.read(sys.stdin.fileno(), 1).decode(errors="replace") if ready else ""
+    try:
+        import msvcrt  # on Windows alone
+    except ImportError:
+        ready, _, _ = select.select([sys.stdin], [], [], max(0, seconds))
+        return os.read(sys.stdin.fileno(), 1).decode(errors="replace") if ready else ""
+    end = time.perf_counter() + seconds
+    while not msvcrt.kbhit():
+        if time.perf_counter() >= end:
+            return ""
+        time.sleep(0.01)
+    return msvcrt.getwch()
 
 
 def obey(key, clock):

@@ -1,0 +1,186 @@
+"""Checks of machines that are not here: Apple GPUs, GPUs without bfloat16, Windows. What is special
+about them is forced on this machine's CPU."""
+
+import math
+
+import pytest
+import torch
+
+import flow
+from command import PYDOCS, TINY, copy_project, run
+from common import device as devices
+from common.command import UserError
+
+# ------------------------------------------------------------------------------------------------
+# Apple GPUs
+
+
+def test_an_apple_gpu_is_chosen(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert devices.pick_device().type == "mps"
+    assert devices.pick_device("mps").type == "mps"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert devices.pick_device().type == "cpu"
+    for name, words in (("mps", "has no mps"), ("mps:1", "has no mps:1"), ("gpu", "no device")):
+        with pytest.raises(UserError, match=words):
+            devices.pick_device(name)
+
+
+def test_a_number_format_that_cannot_be_multiplied():
+    cpu = torch.device("cpu")
+    assert devices.multiplies(torch.bfloat16, cpu)
+    assert not devices.multiplies(torch.bool, cpu)
+
+
+@pytest.fixture
+def float32_draws(monkeypatch):
+    monkeypatch.setattr(flow, "finest_dtype", lambda device: torch.float32)
+
+
+def test_float32_draws_keep_their_tails(float32_draws):
+    """50,000 tokens of 1e-5, 1,000 of 1e-6, and one of 1: each group as often as it should be."""
+    tails = torch.full((50_000,), 1e-5), torch.full((1000,), 1e-6)
+    weights = torch.cat([*tails, torch.ones(1)])
+    p = weights.double() / weights.double().sum()
+    n, counts = 200_000, torch.zeros(3)
+    groups = torch.tensor([0] * 50_000 + [1] * 1000 + [2])
+    for _ in range(100):
+        drawn = flow.categorical(weights.expand(n // 100, -1))
+        counts += torch.bincount(groups[drawn], minlength=3)
+    for group in range(3):
+        expected = p[groups == group].sum().item()
+        error = math.sqrt(expected * (1 - expected) / n)
+        assert abs(counts[group].item() / n - expected) < 4.5 * error, group
+
+
+def test_float32_draws_never_have_a_weight_of_zero(float32_draws, monkeypatch):
+    """Zeros before, between and behind, for uniform numbers from 0 to the largest below 1."""
+    largest, ends = 1 - 2.0**-24, (0, 62, 63, 64, 127, 128, 130, 190)
+    weights = torch.linspace(0.1, 3, 200).repeat(len(ends) + 2, 1)
+    for row, last in enumerate(ends):
+        weights[row, last + 1 :] = 0
+    weights[-2, :150] = 0
+    weights[-1, torch.arange(200) != 198] = 0
+    for u in (0.0, 1e-7, 0.3, largest):
+        monkeypatch.setattr(torch, "rand", lambda n, *shape, **options: torch.full((n, 1), u))
+        drawn = flow.categorical(weights)
+        assert (weights.gather(1, drawn[:, None]) > 0).all(), (u, drawn)
+
+
+# ------------------------------------------------------------------------------------------------
+# GPUs without bfloat16
+
+FLOAT16 = """
+import torch
+import common.device
+common.device.number_format = lambda device: torch.float16
+import train
+train.main()
+"""
+DIE = """
+import os
+import common.run
+save_checkpoint = common.run.save_checkpoint
+def save_and_die(*arguments, **options):
+    save_checkpoint(*arguments, **options)
+    os._exit(9)
+common.run.save_checkpoint = save_and_die
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder = copy_project(tmp_path_factory.mktemp("devices"))
+    run(folder, "data/prepare.py", *PYDOCS[1:])
+    return folder
+
+
+def test_float16_trains_and_resumes(project):
+    """With a gradient scaler, whose state is in the checkpoint: killed at iteration 30 and resumed,
+    a run ends with the weights of an undisturbed one."""
+    flags = ["dfm", *TINY, "--iterations", 60]
+    run(project, "-c", FLOAT16, *flags, "--out", "whole")
+    run(project, "-c", DIE + FLOAT16, *flags, "--out", "killed", status=9)
+    run(project, "-c", FLOAT16, *flags, "--out", "killed", "--resume")
+    whole, killed = (
+        torch.load(project / out / "dfm.pt", weights_only=True) for out in ("whole", "killed")
+    )
+    assert whole["scaler"] == killed["scaler"] and whole["scaler"]["scale"] > 0
+    for name, value in whole["model"].items():
+        assert torch.equal(killed["model"][name], value)
+    rows = (project / "whole/dfm.csv").read_text().split()[1:]
+    losses = [float(row.split(",")[1]) for row in rows]
+    assert losses[-1] < losses[0] - 0.3
+    for stage in ("fsdfm", "dmd"):
+        run(project, "-c", FLOAT16, stage, *TINY, "--iterations", 10, "--out", "whole")
+
+
+# ------------------------------------------------------------------------------------------------
+# Windows
+
+WITHOUT_FCNTL = 'raise ImportError("no fcntl on Windows")\n'
+MSVCRT = """
+import os
+LK_NBLCK = 2
+def locking(number, mode, size):
+    try:
+        os.lockf(number, os.F_TLOCK, size)
+    except OSError as error:
+        raise PermissionError(13, "Permission denied") from error
+"""
+
+
+@pytest.fixture(scope="module")
+def windows(project, tmp_path_factory):
+    """Code before a script: fcntl, termios, tty and resource cannot be imported, msvcrt can."""
+    folder = tmp_path_factory.mktemp("windows")
+    for name in ("fcntl", "termios", "tty", "resource"):
+        (folder / f"{name}.py").write_text(WITHOUT_FCNTL)
+    (folder / "msvcrt.py").write_text(MSVCRT)
+    return f"""
+import os, runpy, subprocess, sys
+for name in ("fcntl", "termios", "tty", "resource"):
+    sys.modules.pop(name, None)
+sys.path.insert(0, {str(folder)!r})
+script = sys.argv.pop(1)
+sys.argv[0] = script
+sys.path.insert(1, os.path.dirname(os.path.abspath(script)))
+if hasattr(os, "sysconf"):
+    del os.sysconf
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+def test_every_script_starts_without_fcntl(project, windows):
+    for script in [*project.glob("*.py"), *project.glob("*/*.py")]:
+        if "run_command(main)" in script.read_text() and script.name != "command.py":
+            result = run(project, "-c", windows, script.relative_to(project).as_posix(), "--help")
+            assert "--help" in result.stdout, script
+
+
+def test_the_tiny_path_without_fcntl(project, windows):
+    for stage in ("judge", "dfm", "fsdfm"):
+        run(project, "-c", windows, "train.py", stage, *TINY, "--iterations", 10)
+    run(project, "-c", windows, "sample.py", "--steps", 2)
+    run(project, "-c", windows, "sample.py", "--race", "dfm:2", "fsdfm:2")
+    run(project, "-c", windows, "eval.py", *PYDOCS, "--steps", 1, 2, "--num-samples", 2)
+    run(project, "-c", windows, "plot.py")
+
+
+def test_the_other_lock_refuses(project, windows):
+    """A second process that wants the lock of the first is told so."""
+    (project / "hold.py").write_text(
+        "import sys; sys.path.insert(0, '.')\n"
+        "import subprocess\n"
+        "from pathlib import Path\n"
+        "from common.files import lock\n"
+        "held = lock(Path('held.lock'))\n"
+        "print(bool(held))\n"
+        "if len(sys.argv) < 2:\n"
+        f"    code = {windows!r}\n"
+        "    again = [sys.executable, '-c', code, 'hold.py', 'again']\n"
+        "    print(subprocess.run(again, capture_output=True, text=True).stderr)\n"
+    )
+    result = run(project, "-c", windows, "hold.py")
+    assert "another process is at work here" in result.stdout
