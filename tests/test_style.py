@@ -4,7 +4,8 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = (".", "common", "data", "experiments", "show", "tests", "tests/robustness")
+FOLDERS = (".", "common", "data", "exercises", "exercises/solutions", "experiments", "show")
+FOLDERS += ("tests", "tests/robustness")
 PYTHON = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.py"))
 SHELL = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.sh"))
 PAGE = sorted(path for kind in ("js", "html") for path in (ROOT / "show").glob(f"*.{kind}"))

@@ -1,0 +1,21 @@
+"""7. The teacher's memory.
+
+The teacher's weights are a running mean of the student's, EMA:
+
+    ema <- decay * ema + (1 - decay) * weight
+
+How far back does it remember? After n updates the old value counts decay^n.
+"""
+
+import math
+
+
+def update(ema, weight, decay):
+    """The next value of ema; floats or tensors, decay in [0, 1)."""
+    return decay * ema + (1 - decay) * weight
+
+
+def half_life(decay):
+    """The number of updates n, a float, after which an old value counts one half; decay in (0, 1).
+    """
+    return math.log(0.5) / math.log(decay)
