@@ -148,7 +148,7 @@ def draw_with_shared_noise(p):
     tokens whose p are alike draw alike: P(y_i != y_j) <= 2 TV / (1 + TV), where TV is the total
     variation between p_i and p_j, the best that holds for all pairs ("correlated sampling":
     Holenstein 2007, Bavarian et al. 2016). Three places that all wait for the same name get the
-    same name in one step. Where a text should *not* repeat a token that is wrong: docs/beyond.md.
+    same name in one step. Where a text should *not* repeat a token that is wrong: docs/results.md.
     """
     race = torch.empty(len(p), 1, p.shape[-1], device=p.device).exponential_()
     return (p / race.clamp(min=1e-30)).argmax(-1)
@@ -333,7 +333,7 @@ def leave_one_out_temperature(logits, x_t, t, temperature, config):
         p(v | x_t) is proportional to p(v | the others) * (1 + [v = x_t] V kappa / (1 - kappa))
 
     Here the temperature sharpens the first factor alone. The ordinary one raises the second to the
-    power 1 / T, too, and so keeps x_t too often: docs/beyond.md.
+    power 1 / T, too, and so keeps x_t too often: docs/results.md.
     """
     # held below 1, where given tokens are and the factor is infinite
     k = kappa(t, config.exponent).clamp(max=1 - 1e-3).reshape(len(t), -1)  # (B, 1) or (B, L)

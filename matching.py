@@ -23,7 +23,7 @@ The states x_t are those that the student's own sampler visits in few steps, flo
 a whole text and noise it afresh is what makes p(y | x_t) a distribution of texts. Of real text a
 part of them is text on the path, as in the training of the DFM.
 
-Two terms keep the student from the few texts that it can write best (docs/beyond.md):
+Two terms keep the student from the few texts that it can write best (docs/results.md):
 
     frequency   At s = 0 z says nothing, and the posterior is how often each token stands in the
                 texts. There a running mean of p replaces the auxiliary: that one of two very

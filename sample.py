@@ -186,7 +186,7 @@ def add_sampler_flags(parser):
 def add_leave_one_out(parser):
     parser.add_boolean("--leave-one-out", Sampler.leave_one_out,
         "a temperature sharpens what the other tokens say of a token, not what x_t itself says: "
-        "better for a DFM with the uniform source (docs/beyond.md)")
+        "better for a DFM with the uniform source (docs/results.md)")
 
 
 def parse_arguments():

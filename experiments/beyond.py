@@ -9,11 +9,11 @@
     FS-DFM                  distilled from the DFM (distill.py)
     distribution matching   dmd, from the same DFM (matching.py)
 
-All draw with the best sampler we know for them (docs/beyond.md): stories by renoise with shared
+All draw with the best sampler we know for them (docs/results.md): stories by renoise with shared
 noise, other text with the leave-one-out temperature, dmd by renoise, the others by the jump. Of
 stories the picture has right ones against steps; of other text perplexity against entropy at 4 and
 8 steps, a point for each temperature. Run it again to go on where it stopped. Before: matching.py,
-docs/beyond.md.
+docs/results.md.
 """
 
 import json

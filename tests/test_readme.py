@@ -64,8 +64,8 @@ def test_the_readme_is_a_page():
 
 
 def test_the_stories_of_its_results_are_those_of_the_docs():
-    """Seeds 1 and 2 of DFM and FS-DFM, from the table of docs/stories.md."""
-    stories = (ROOT / "docs/stories.md").read_text()
+    """Seeds 1 and 2 of DFM and FS-DFM, from the table of docs/results.md."""
+    stories = (ROOT / "docs/results.md").read_text()
     shown = {row[0]: row[1:4] for row in table_after("## What comes of it")}
     measured = {row[0]: row[1:] for row in table_after("## The speedrun", stories)}
     columns = {"DFM": (0, 8), "FS-DFM": (4, 9)}
