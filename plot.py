@@ -41,6 +41,7 @@ LINE_STYLES = ("-", "--", ":", "-.")  # of the frontier, by the number of steps
 GREY = "#444444"  # of real text
 PERPLEXITY = "generative perplexity (lower is better)"
 ENTROPY = "token entropy, bits"
+LABEL_HEIGHT = 0.065  # of a line of text, as a share of the axes
 LOOK = {"font.size": 13, "axes.spines.top": False, "axes.spines.right": False}
 
 # ------------------------------------------------------------------------------------------------
@@ -105,14 +106,36 @@ def steps_axis(axis, rows):
     axis.grid(alpha=0.25)
 
 
-def draw_lines(axis, lines, measure):
-    """A measure against the number of steps, a line for each model of {model: rows}."""
+def label_ends(axis, ends):
+    """Names at the right end of lines instead of a legend, in their colours: ends are (height in
+    data, name, colour). Names that would overlap are moved apart."""
+    to_axes = axis.transData + axis.transAxes.inverted()
+    labels = sorted((to_axes.transform((1, y))[1], name, colour) for y, name, colour in ends)
+    highest = 1.0
+    for i in reversed(range(len(labels))):  # from above, leaving room for those below
+        height, name, colour = labels[i]
+        height = max(min(height, highest), i * LABEL_HEIGHT)
+        axis.text(1.02, height, name, transform=axis.transAxes, va="center", color=colour)
+        highest = height - LABEL_HEIGHT
+
+
+def draw_lines(axis, lines, measure, real=None):
+    """A measure against the number of steps, a line for each model of {model: rows}, and a dashed
+    one at the height of real text."""
     for model, rows in lines.items():
         values, errors = column(rows, measure), column(rows, measure + "_error")
         if rows:
-            style = STYLES[model] | {"label": label(model, rows)}
-            axis.errorbar(column(rows, "steps"), values, errors, **style)
+            axis.errorbar(column(rows, "steps"), values, errors, **STYLES[model])
+    if real:
+        axis.axhline(real[measure], color=GREY, linestyle="--")
     steps_axis(axis, [row for rows in lines.values() for row in rows])
+
+
+def ends_of(lines, measure, real=None):
+    """What label_ends needs for the lines of draw_lines."""
+    ends = [(rows[-1][measure], label(model, rows), STYLES[model]["color"])
+            for model, rows in lines.items() if rows]
+    return ends + ([(real[measure], "real text", GREY)] if real else [])
 
 
 def draw_curve(report):
@@ -120,12 +143,11 @@ def draw_curve(report):
     figure, axes = plt.subplots(1, 2, figsize=(13, 5.4), layout="constrained")
     lines = {model: curve_rows(report, model) for model in LABELS}
     for axis, measure in zip(axes, ("perplexity", "entropy")):
-        draw_lines(axis, lines, measure)
-        axis.axhline(report["real"][measure], color=GREY, linestyle="--", label="real text")
+        draw_lines(axis, lines, measure, report["real"])
     plain_log_scale(axes[0])
     axes[0].set_ylabel(PERPLEXITY)
     axes[1].set_ylabel(ENTROPY)
-    axes[0].legend(frameon=False)
+    label_ends(axes[1], ends_of(lines, "entropy", report["real"]))
     figure.suptitle(title(report, [row for rows in lines.values() for row in rows]))
     return figure
 
@@ -184,7 +206,7 @@ def draw_stories(report):
     draw_lines(axes[0], lines, "right")
     axes[0].set_ylim(-0.02, 1.02)
     axes[0].set_ylabel("share of stories without a mistake")
-    axes[0].legend(frameon=False)
+    label_ends(axes[0], ends_of(lines, "right"))
     lines = {model: rows for model, rows in lines.items() if rows}
     height = 0.8 / len(lines)
     for i, (model, rows) in enumerate(lines.items()):

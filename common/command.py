@@ -29,6 +29,10 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message):
+        for action in self._get_positional_actions():
+            if message.endswith(f"required: {action.dest}"):
+                values = ", ".join(action.choices) if action.choices else action.help
+                message = f"{self.prog} needs a {action.dest}: {values}"
         raise UserError(f"{message} (see --help)")
 
     def add_boolean(self, flag, default, text):

@@ -29,7 +29,9 @@ from common.checkpoint import load_checkpoint
 from common.command import Parser, number, run_command, seed_number
 from common.files import write_safely, write_text
 from experiments.ablate import run_script
-from plot import ENTROPY, GREY, LABELS, LOOK, PERPLEXITY, STYLES, lowest_variety, plain_log_scale
+from plot import (
+    ENTROPY, GREY, LABELS, LOOK, PERPLEXITY, STYLES, label_ends, lowest_variety, plain_log_scale,
+)
 from train import PRESETS
 
 NAMES = {"dfm": "DFM", "longer": "compute-matched DFM"} | LABELS  # in the order of the table
@@ -127,18 +129,22 @@ def mean_over_seeds(rows, x, y):
 
 def draw_right(axis, rows):
     """Right stories against steps: a line for each network, the mean over the seeds."""
+    ends = []
     for model in LOOKS:
         own = [row for row in rows if row["model"] == model]
         steps, means, errors = mean_over_seeds(own, "steps", "right")
-        axis.errorbar(steps, means, errors, label=NAMES[model], **LOOKS[model])
+        axis.errorbar(steps, means, errors, **LOOKS[model])
+        ends.append((means[-1], NAMES[model], LOOKS[model]["color"]))
     own = [row for row in rows if row["model"] == "many"]
     _, [many], _ = mean_over_seeds(own, "steps", "right")
-    axis.axhline(many, color=GREY, linestyle="--", label=f"DFM in {MANY:,} steps of the jump")
+    axis.axhline(many, color=GREY, linestyle="--")
+    ends.append((many, f"DFM, {MANY:,} steps", GREY))
     axis.set_xscale("log", base=2)
     axis.set_xticks(steps, map(str, steps))
     axis.set_xlabel("sampling steps")
     axis.set_ylabel("share of stories without a mistake")
     axis.set_ylim(-0.02, 1.02)
+    label_ends(axis, ends)
 
 
 def draw_frontier(axis, rows, real, steps):
@@ -164,7 +170,7 @@ def draw(rows, real, title):
     """The figure: one panel for stories, one for each number of steps for other text."""
     plt.rcParams.update(LOOK)
     panels = 1 if "right" in real else len(STEPS["text"])
-    figure, axes = plt.subplots(1, panels, figsize=(9 if panels == 1 else 14, 5.6),
+    figure, axes = plt.subplots(1, panels, figsize=(10 if panels == 1 else 14, 5.6),
                                 layout="constrained", squeeze=False)
     if panels == 1:
         draw_right(axes[0, 0], rows)
@@ -173,7 +179,8 @@ def draw(rows, real, title):
             draw_frontier(axis, rows, real, steps)
     for axis in axes[0]:
         axis.grid(alpha=0.25)
-    axes[0, 0].legend(frameon=False)
+    if panels > 1:
+        axes[0, 0].legend(frameon=False)
     figure.suptitle(title)
     return figure
 

@@ -580,6 +580,8 @@ def test_missing_things_name_the_command_that_makes_them(project, tmp_path):
         (["eval.py", "--out", tmp_path], "python train.py judge"),
         (["experiments/heldout.py", "infill", "--out", tmp_path], "python train.py judge"),
         (["plot.py", "--out", tmp_path], "python eval.py"),
+        (["train.py"], "train.py needs a stage: judge, dfm, fsdfm, dmd"),
+        (["data/prepare.py"], "prepare.py needs a name: stories, pydocs, "),
     ):
         assert command in error_line(project, *arguments)
 
