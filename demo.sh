@@ -4,6 +4,10 @@
 #     bash demo.sh                     in the terminal
 #     bash demo.sh --html race.html    as a page; all flags of sample.py
 
+if [ -z "${BASH_VERSION:-}" ]; then
+    echo "error: this needs bash: bash demo.sh" >&2
+    exit 2
+fi
 set -euo pipefail
 cd "$(dirname "$0")"
 source common/setup.sh

@@ -26,6 +26,8 @@ Source: FS-DFM (arXiv 2509.20624), whose judge is GPT-2 Large; ours is that of `
 Likelihood, infilling and longer texts: experiments/heldout.py. Read next: plot.py.
 """
 
+import common.early  # first: Ctrl-C is quiet from here on
+
 import json
 import math
 import platform
@@ -42,7 +44,7 @@ from tqdm import tqdm
 from common.checkpoint import LABELS, STUDENTS, WEIGHTS, find_network, load_model, versions
 from common.command import Parser, UserError, number, printable, run_command, seed_number
 from common.device import autocast, pick_device, texts_at_a_time
-from common.files import file_hash, lock, write_text
+from common.files import OUT, file_hash, lock, write_text
 from common.judge import generate_autoregressive, load_judge, long_token_nll
 from common.report import continue_report
 from data.dataset import Dataset
@@ -280,7 +282,7 @@ def add_network_flags(parser, steps="1 2 4 ... 1024"):
     add("--models", choices=models, nargs="+",
         help="which (default: dfm fsdfm; eval.py measures dmd, too, where it has been trained)")
     add("--data", default="stories", help="name given to data/prepare.py (default: stories)")
-    add("--out", type=Path, default=Path("out"), help="folder of the checkpoints (default: out)")
+    add("--out", type=Path, default=OUT, help="folder of the checkpoints (default: out)")
     for name in models:
         add(f"--{name}", type=Path, help=f"a file to use instead of OUT/{name}.pt")
     add("--judge", help="a file, or a causal model of the Hugging Face hub such as gpt2-large, "

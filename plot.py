@@ -15,7 +15,8 @@ Frontier  perplexity against entropy, a point for each temperature. It is the fa
 Error bars are one standard error over samples. Before: eval.py.
 """
 
-import json
+import common.early  # first: Ctrl-C is quiet from here on
+
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +28,8 @@ from matplotlib.ticker import LogFormatter
 
 from common.checkpoint import LABELS
 from common.command import Parser, UserError, run_command
-from common.files import write_safely
+from common.files import OUT, write_safely
+from common.report import read_report
 from data.stories import KINDS
 from eval import FEW
 from flow import Sampler
@@ -314,18 +316,12 @@ def draw_all(report):
 def main():
     parser = Parser(__doc__)
     text = "folder of eval.json and of the pictures (default: out)"
-    parser.add_argument("--out", type=Path, default=Path("out"), help=text)
+    parser.add_argument("--out", type=Path, default=OUT, help=text)
     out = parser.parse_args().out
     path = out / "eval.json"
     if not path.exists():
         raise UserError(f"there is no {path}: make it with `python eval.py`")
-    try:
-        figures = draw_all(json.loads(path.read_text("utf-8")))
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise UserError(
-            f"{path} is not a report of eval.py ({type(error).__name__}): "
-            "delete it and run `python eval.py`"
-        ) from error
+    figures = draw_all(read_report(path))
     if not figures:
         raise UserError(
             f"{path} has nothing to draw: run `python eval.py` at temperature 1 or at several"

@@ -16,6 +16,8 @@ Without trained networks in out/ it uses those in weights/, which come with the 
 done by flow.generate; here are a command line and a terminal around it. Read next: eval.py.
 """
 
+import common.early  # first: Ctrl-C is quiet from here on
+
 import json
 import re
 import sys
@@ -28,6 +30,7 @@ import torch
 from common.checkpoint import NETWORKS, find_network, load_model
 from common.command import Parser, UserError, number, printable, run_command, seed_number
 from common.device import autocast, pick_device, texts_at_a_time
+from common.files import OUT
 from common.judge import generate_autoregressive
 from data.stories import can_check, check, wrong_places
 from data.tokenizer import spaced_words, split_words
@@ -71,7 +74,8 @@ def infill_template(text, tokenizer):
     ids, end = [], 0
     for blank in BLANK.finditer(text):
         ids += encode_given(text[end : blank.start()], tokenizer)
-        ids += [-1] * (int(blank[1][:6]) if blank[1] else len(blank[2]))
+        count = int(blank[1].lstrip("0")[:7] or 0) if blank[1] else len(blank[2])
+        ids += [-1] * count
         end = blank.end()
     if -1 not in ids:
         raise UserError("--infill has no blank: write ___ for three tokens, or _12_ for twelve")
@@ -215,7 +219,7 @@ def parse_arguments():
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--watch", action="store_true", help="print the first text at every step")
     shown.add_argument("--json", action="store_true", help="a line of JSON for each text")
-    add("--out", type=Path, default=Path("out"), help="folder of the checkpoints (default: out)")
+    add("--out", type=Path, default=OUT, help="folder of the checkpoints (default: out)")
     add("--device", help="cpu, cuda, cuda:N or mps (default: a GPU if there is one)")
     parser.add_boolean("--compile", False, "torch.compile, worth it for very many steps")
     add_show_flags(parser)

@@ -6,6 +6,10 @@
 #     bash speedrun.sh pydocs          real text, the documentation of Python; in out-pydocs/
 #     bash speedrun.sh --seed 2        another seed, in out-seed2/
 
+if [ -z "${BASH_VERSION:-}" ]; then
+    echo "error: this needs bash: bash speedrun.sh" >&2
+    exit 2
+fi
 set -euo pipefail
 cd "$(dirname "$0")"
 data=stories
@@ -15,9 +19,12 @@ while [ $# -gt 0 ]; do
     if [ "$1" = stories ] || [ "$1" = pydocs ]; then
         data=$1
         shift
-    elif [ "$1" = "--seed" ] && [[ "${2:-}" =~ ^[0-9]+$ ]]; then
-        seed=$2
+    elif [ "$1" = "--seed" ] && [[ "${2:-}" =~ ^[0-9]{1,10}$ ]]; then
+        seed=$((10#$2))
         shift 2
+    elif [ "$1" = "--help" ] || [ "$1" = "-h" ]; then
+        echo "usage: bash speedrun.sh [stories|pydocs] [--seed NUMBER]"
+        exit 0
     else
         echo "error: usage: bash speedrun.sh [stories|pydocs] [--seed NUMBER]" >&2
         exit 2

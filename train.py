@@ -15,6 +15,8 @@ therefore sees what an undisturbed one would have seen, and 8 GPUs see what one 
 the accumulation. Read next: sample.py.
 """
 
+import common.early  # first: Ctrl-C is quiet from here on
+
 import copy
 import math
 import os
@@ -30,7 +32,7 @@ from tqdm import tqdm
 from common.checkpoint import STAGES, STUDENTS, load_finished_dfm, versions
 from common.command import Parser, UserError, number, printable, run_command
 from common.device import autocast, gradient_scaler, pick_device
-from common.files import file_hash, lock, open_log
+from common.files import OUT, file_hash, lock, open_log
 from common.judge import generate_autoregressive, next_token_nll
 from common.optimizer import make_optimizers, must_fit, set_learning_rate
 from common.run import Run, add_auxiliary, must_be_finite, resume_run, save_run
@@ -203,7 +205,7 @@ def parse_arguments():
     parser.add_argument("stage", choices=STAGES, help="which network to train")
     add = parser.add_argument
     add("--data", default="stories", help="name given to data/prepare.py (default: stories)")
-    add("--out", type=Path, default=Path("out"), help="folder of the checkpoints (default: out)")
+    add("--out", type=Path, default=OUT, help="folder of the checkpoints (default: out)")
     add("--preset", choices=PRESETS,
         help="size (default: cpu for stories; for other text gpu with CUDA, else cpu-text)")
     add("--recipe", choices=RECIPES,
@@ -260,9 +262,20 @@ def names_to_agree(arguments, given):
 
 
 def torchrun_processes():
-    """(rank, world size, local rank) among the processes of torchrun; (0, 1, 0) without it."""
-    return [int(os.environ.get(name, alone)) for name, alone in
-            (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))]
+    """(rank, world size, local rank) among the processes of torchrun; (0, 1, 0) without it.
+    UserError if the environment has some of its variables and not all, or no such numbers."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    given = {name: os.environ[name] for name in names if name in os.environ}
+    if not given:
+        return 0, 1, 0
+    numbers = [given.get(name, "") for name in names]
+    if all(number.isascii() and number.isdecimal() for number in numbers):
+        rank, world, local_rank = map(int, numbers)
+        if rank < world and local_rank < world:
+            return rank, world, local_rank
+    shown = " ".join(f"{name}={printable(value)}" for name, value in given.items())
+    raise UserError(f"the environment has {shown}: use torchrun, which sets {', '.join(names)}, or "
+                    "unset them")
 
 
 def training_device(name, local_rank):

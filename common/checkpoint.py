@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from common.command import UserError
-from common.files import file_hash, write_safely
+from common.files import OUT, file_hash, must_be_ordinary, write_safely
 from common.published import NETWORKS, is_published, load_published
 from common.quantize import dequantize
 from data.tokenizer import Tokenizer
@@ -37,6 +37,8 @@ LABELS = {"dfm": "DFM", "fsdfm": "FS-DFM", "dmd": "distribution matching"}
 
 
 def previous_name(path):
+    """Where the checkpoint before this one is: beside it, also if `path` is a link to it."""
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
@@ -84,6 +86,7 @@ def check_seal(path):
 
 def read_checkpoint(path):
     """What is in one file, memory-mapped on the CPU. UserError if it is damaged."""
+    must_be_ordinary(path)
     check_seal(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -128,7 +131,7 @@ def find_network(out, stage):
     project, as long as nothing has been trained in the default folder `out`."""
     own = [path for name in STAGES for path in versions(out / f"{name}.pt")]
     shipped = WEIGHTS / f"{stage}.pt"
-    if out == Path("out") and not own and shipped.exists():
+    if out == OUT and not own and shipped.exists():
         return shipped
     return out / f"{stage}.pt"
 

@@ -11,9 +11,15 @@ Plumbing, to be skipped on a first reading.
 import argparse
 import contextlib
 import os
+import signal
 import sys
+import traceback
+from pathlib import Path
 
 import torch
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class UserError(Exception):
@@ -65,13 +71,23 @@ def printable(text):
     return "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text)
 
 
+def place_of(error):
+    """Which function of the project an error came from, for one that names no file."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__)
+              if ROOT in Path(frame.filename).parents]
+    if not frames:
+        return "(no file is named)"
+    return f"(in {Path(frames[-1].filename).name}, {frames[-1].name})"
+
+
 def explain(error):
     """The one line for an error that is expected now and then; None for one that is our bug."""
+    if isinstance(error, UserError):  # a line break is that of a path
+        return printable(str(error).replace("\n", "\\n"))
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if isinstance(error, UserError):
-        return text
     if isinstance(error, OSError):
-        return f"{error.strerror or text}" + (f": {error.filename}" if error.filename else "")
+        reason = error.strerror or text
+        return f"{reason}: {error.filename}" if error.filename else f"{reason} {place_of(error)}"
     out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     if out_of_memory or "allocate memory" in text:
         return (
@@ -93,6 +109,9 @@ def explain(error):
 def run_command(main):
     """Calls main(). An expected error becomes one line on stderr and exit status 2; Ctrl-C
     exits with 130."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # after common/early.py
+    if sys.stdout is None:
+        sys.exit("error: standard output is closed, so nothing can be shown")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # for a terminal that lacks a character
     try:
@@ -105,5 +124,5 @@ def run_command(main):
         line = explain(error)
         if line is None:
             raise
-        print(f"error: {line}", file=sys.stderr)
+        tqdm.write(f"error: {line}", file=sys.stderr)  # not on the line of a progress bar
         sys.exit(2)

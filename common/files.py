@@ -6,12 +6,16 @@ written as they grow, a line at a time. Plumbing, to be skipped on a first readi
 
 import contextlib
 import csv
+import json
 import hashlib
 import os
 from pathlib import Path
 
 from common.command import UserError, explain
 
+ROOT = Path(__file__).resolve().parent.parent
+# where networks are saved by default: in the project's folder, wherever a command is run
+OUT = Path("out") if Path.cwd() == ROOT else ROOT / "out"
 LOG_COLUMNS = ["iteration", "loss", "validation_loss", "seconds"]
 
 
@@ -21,7 +25,7 @@ def write_safely(path, write, keep=None):
     What was at `path` is renamed to `keep`, if given. UserError if the file cannot be written;
     `path` is then as it was, and nothing temporary is left.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # a link to another disk stays one
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,6 +43,27 @@ def write_safely(path, write, keep=None):
         if isinstance(error, (OSError, RuntimeError)):
             raise UserError(f"cannot write {path}: {cause_of(error)}") from error
         raise
+
+
+def must_be_ordinary(path):
+    """UserError if there is something at `path` that is not a file: a folder, or a pipe or device,
+    which might be read for ever."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not an ordinary file")
+
+
+def read_json(path):
+    """What is in a JSON file. UserError if it is damaged; FileNotFoundError if it is not there."""
+    must_be_ordinary(path)
+    try:
+        return json.loads(path.read_text("utf-8"), parse_constant=refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it and make it again") from error
+
+
+def refuse_constant(name):
+    """NaN and Infinity are no JSON, and no measurement of ours is either."""
+    raise ValueError(f"it has a {name}")
 
 
 def cause_of(error):

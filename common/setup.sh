@@ -14,7 +14,10 @@ if [ -z "$python" ]; then
         "install one from python.org or your package manager" >&2
     exit 2
 fi
-if [ ! -x .venv/bin/python ] || ! cmp -s requirements.txt .venv/installed; then
+# a system's upgrade can leave an environment without its packages, or whose Python fails
+has_all='import importlib.util as u, sys
+sys.exit(not all(map(u.find_spec, "torch numpy tiktoken tqdm matplotlib pytest".split())))'
+if ! .venv/bin/python -c "$has_all" 2>/dev/null || ! cmp -s requirements.txt .venv/installed; then
     if ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
         echo "error: $python cannot make virtual environments: install its venv package" \
             "(Debian and Ubuntu: apt install python3-venv)" >&2

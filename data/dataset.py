@@ -15,10 +15,45 @@ import numpy as np
 import torch
 
 from common.command import UserError
+from common.files import read_json
 from data.tokenizer import Tokenizer
 
 FOLDER = Path(__file__).parent
 FORMAT = 2  # of meta.json and of the files beside it
+
+
+def field(table, name, kind, lowest=0, where="meta.json"):
+    """table[name], if it is of this kind, and a number not below `lowest`. ValueError if not."""
+    value = table.get(name) if isinstance(table, dict) else None
+    wrong = not isinstance(value, kind) or isinstance(value, bool)
+    if wrong or (isinstance(value, int) and value < lowest):
+        raise ValueError(f"{name} of {where} is {json.dumps(value)[:40]}")
+    return value
+
+
+def check_meta(meta):
+    """ValueError, with the key, if something in meta.json is not what prepare.py writes."""
+    field(meta, "source", str)
+    field(meta, "text_sha256", str)
+    field(meta, "header_bytes", int)
+    for split in ("train", "val"):
+        names = field(field(meta, "files", dict), split, list, where="files")
+        if not names or not all(isinstance(name, str) and Path(name).name == name and name
+                                for name in names):
+            raise ValueError(f"files of meta.json has {json.dumps(names)[:40]} for {split}")
+        field(field(meta, "tokens", dict), split, int, lowest=1, where="tokens")
+    for name in ("row", "vocab_size"):
+        if meta.get(name) is not None:
+            field(meta, name, int, lowest=1)
+    tokenizer = field(meta, "tokenizer", dict)
+    lists = {"char": "characters", "word": "words", "bpe": "tokens", "gpt2": None}
+    kind = field(tokenizer, "kind", str, where="the tokenizer")
+    if kind not in lists:
+        raise ValueError(f"kind of the tokenizer is {kind[:40]}")
+    if lists[kind]:
+        values = field(tokenizer, lists[kind], list, where="the tokenizer")
+        if not all(isinstance(value, str) for value in values) or len(set(values)) < len(values):
+            raise ValueError(f"{lists[kind]} of the tokenizer are not different texts")
 
 
 class Dataset:
@@ -55,13 +90,16 @@ class Dataset:
 
     def load(self, folder):
         """Reads meta.json and opens the files that it names."""
-        self.meta = json.loads((folder / "meta.json").read_text("utf-8"))
-        if self.meta["format"] != FORMAT:
+        self.meta = read_json(folder / "meta.json")
+        if field(self.meta, "format", int) != FORMAT:
             raise UserError(
                 f"data/{self.name}/meta.json is of another version of this project: "
                 f"delete data/{self.name} and run `{self.how_to_make}`"
             )
+        check_meta(self.meta)
         self.tokenizer = Tokenizer(self.meta["tokenizer"])
+        if self.tokenizer.vocab_size != self.meta.get("vocab_size", self.tokenizer.vocab_size):
+            raise ValueError(f"its tokenizer has {self.tokenizer.vocab_size} tokens")
         self.row = self.meta.get("row")
         files = self.meta["files"]
         self.train = [self.open_shard(folder / file) for file in files["train"]]

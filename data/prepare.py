@@ -44,11 +44,13 @@ from pathlib import Path
 # `python data/prepare.py` puts data/ on the path, and the imports below need the folder above it
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import common.early  # first: Ctrl-C is quiet from here on
+
 import numpy as np
 from tqdm import tqdm
 
-from common.command import Parser, UserError, number, run_command
-from common.files import lock, write_safely, write_text
+from common.command import Parser, UserError, number, printable, run_command
+from common.files import lock, read_json, write_safely, write_text
 from data.dataset import FORMAT, Dataset
 from data.download import SHARDS, TEXTS, download
 from data.stories import make_story, vocabulary
@@ -345,7 +347,8 @@ def write_tokens(folder, write_split):
 
 def write_meta(name, meta):
     """Writes meta.json. It comes last: if it exists, the files that it describes are complete."""
-    meta = {"format": FORMAT, "name": name} | meta
+    vocab_size = Tokenizer(meta["tokenizer"]).vocab_size
+    meta = {"format": FORMAT, "name": name, "vocab_size": vocab_size} | meta
     write_text(FOLDER / name / "meta.json", json.dumps(meta, indent=1))
 
 
@@ -499,6 +502,7 @@ def main():
     options = prepare_options(arguments)
     check_files(arguments.text or [])
     with lock(FOLDER / f".{name}.lock"):
+        must_be_free(name, arguments.overwrite)
         if arguments.text:
             prepare_files(name, arguments.text, **options)
         elif name == "stories":
@@ -509,6 +513,17 @@ def main():
             prepare_shards(name, arguments.shards)
         else:
             prepare_download(name, **options)
+
+
+def must_be_free(name, overwrite):
+    """UserError if a text of this name is there, and is not to be replaced: networks may have been
+    trained on it."""
+    path = FOLDER / name / "meta.json"
+    if path.exists() and not overwrite:
+        meta = read_json(path)
+        source = printable(str(meta.get("source"))[:80]) if isinstance(meta, dict) else "something"
+        raise UserError(f"data/{name} is prepared already, from {source}: "
+                        "choose another name, or replace it with --overwrite")
 
 
 def known_names():
@@ -528,6 +543,7 @@ def parse_arguments():
     tokens.add_argument("--tokens-of", metavar="NAME",
         help="use the tokens of this prepared text, to try its models on another "
         "(default: learn new ones)")
+    add("--overwrite", action="store_true", help="replace a text that has this name already")
     add("--vocab-size", type=number(int, 257, 65536), default=1024,
         help="tokens of bpe or word, 257 to 65536 (default: 1024)")
     add("--validation", type=float, default=0.1,

@@ -13,7 +13,6 @@ recipe and the mask source have a DFM of their own, too. Before: eval.py, docs/r
 
 import csv
 import filecmp
-import json
 import os
 import shutil
 import subprocess
@@ -25,10 +24,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import common.early  # first: Ctrl-C is quiet from here on
+
 import matplotlib.pyplot as plt
 
 from common.command import Parser, UserError, number, run_command, seed_number
-from common.files import write_safely, write_text
+from common.files import OUT, write_safely, write_text
+from common.report import read_report
 from eval import FEW
 from plot import ENTROPY, GREY, LOOK, PERPLEXITY, STYLES, lowest_variety, plain_log_scale
 from train import PRESETS
@@ -164,7 +166,7 @@ def measure(row, seed, folder, arguments):
     flags += ["--data", arguments.data, "--steps", *STEPS, "--seed", seed]
     flags += ["--num-samples", arguments.num_samples]
     run_script("eval.py", *flags, *row.sampling.split())
-    report = json.loads((folder / "eval.json").read_text("utf-8"))
+    report = read_report(folder / "eval.json")
     measures = {one["steps"]: one for one in report["rows"] if one["temperature"] == 1}
     with (folder / f"{row.stage}.csv").open(encoding="utf-8") as log:
         seconds = float(list(csv.DictReader(log))[-1]["seconds"])
@@ -260,7 +262,7 @@ def parse_arguments():
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--data", default="stories", help="name given to data/prepare.py (default: stories)")
-    add("--out", type=Path, default=Path("out"), help="folder of judge and DFM (default: out)")
+    add("--out", type=Path, default=OUT, help="folder of judge and DFM (default: out)")
     add("--ablation", type=Path, default=Path("ablation"),
         help="folder that is written (default: ablation)")
     add("--only", choices=STUDENTS, nargs="+", metavar="NAME", default=STUDENTS,

@@ -19,6 +19,8 @@ from pathlib import Path
 # `python experiments/agreement.py` puts experiments/ on the path, and flow.py is one folder above
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import common.early  # first: Ctrl-C is quiet from here on
+
 import torch
 
 from common.command import Parser, number, run_command

@@ -30,13 +30,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import common.early  # first: Ctrl-C is quiet from here on
+
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.command import Parser, UserError, run_command
 from common.device import autocast, pick_device
-from common.files import write_text
+from common.files import OUT, write_text
 from common.judge import generate_autoregressive
 from common.optimizer import make_optimizers
 from eval import machine_name
@@ -417,7 +419,7 @@ def parse_arguments():
     add("--only", choices=PARTS, nargs="+", default=list(PARTS), metavar="PART",
         help=f"of: {', '.join(PARTS)} (default: all)")
     add("--preset", choices=PRESETS, help="of train.py (default: gpu with CUDA, else cpu-text)")
-    add("--out", type=Path, default=Path("out"),
+    add("--out", type=Path, default=OUT,
         help="folder of bench.json, which is written, and of fsdfm.pt (default: out)")
     add("--device", help="cpu, cuda, cuda:N or mps (default: a GPU if there is one)")
     return parser.parse_args()

@@ -16,18 +16,20 @@ stories the picture has right ones against steps; of other text perplexity again
 docs/results.md.
 """
 
-import json
 import sys
 from pathlib import Path
 
 # `python experiments/beyond.py` puts experiments/ on the path, and train.py is one folder above
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import common.early  # first: Ctrl-C is quiet from here on
+
 import matplotlib.pyplot as plt
 
 from common.checkpoint import load_checkpoint
 from common.command import Parser, number, run_command, seed_number
 from common.files import write_safely, write_text
+from common.report import read_report
 from experiments.ablate import run_script
 from plot import (
     ENTROPY, GREY, LABELS, LOOK, PERPLEXITY, STYLES, label_ends, lowest_variety, plain_log_scale,
@@ -81,7 +83,7 @@ def measure_all(seed, folder, arguments):
     rows = []
     for name, out, models, steps, own in jobs:
         run_script("eval.py", *flags, *own, "--steps", *steps, "--out", out, "--models", *models)
-        report = json.loads((out / "eval.json").read_text("utf-8"))
+        report = read_report(out / "eval.json")
         renamed = {"model": name} if name else {}
         rows += [
             row | renamed | {"seed": seed} for row in report["rows"]

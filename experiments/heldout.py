@@ -36,6 +36,8 @@ from pathlib import Path
 # `python experiments/heldout.py` puts experiments/ on the path, and model.py is one folder above
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import common.early  # first: Ctrl-C is quiet from here on
+
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm

@@ -19,6 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import common.early  # first: Ctrl-C is quiet from here on
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch

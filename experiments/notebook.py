@@ -15,6 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import common.early  # first: Ctrl-C is quiet from here on
+
 from common.command import Parser, run_command
 from common.files import write_text
 

@@ -37,6 +37,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import common.early  # first: Ctrl-C is quiet from here on
+
 import matplotlib.pyplot as plt
 
 from common.command import Parser, run_command

@@ -12,12 +12,14 @@ from pathlib import Path
 # `python experiments/pack.py` puts experiments/ on the path, and train.py is one folder above
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import common.early  # first: Ctrl-C is quiet from here on
+
 from common.checkpoint import (
     LABELS, STAGES, WEIGHTS, load_checkpoint, load_model, must_be_ours, save_checkpoint,
 )
 from common.command import Parser, UserError, number, run_command
 from common.device import pick_device
-from common.files import file_hash, write_text
+from common.files import OUT, file_hash, write_text
 from common.quantize import quantize
 from data.dataset import Dataset
 from data.stories import can_check
@@ -78,7 +80,7 @@ def file_lines(checkpoints):
 def main():
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--out", type=Path, default=Path("out"), help="folder of the checkpoints (default: out)")
+    add("--out", type=Path, default=OUT, help="folder of the checkpoints (default: out)")
     add("--preset", default="cpu", help="with which they were trained, for the README")
     add("--num-samples", type=number(int, 1, 10**6), default=1024,
         help="stories of a figure (default: 1024)")
