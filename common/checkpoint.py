@@ -10,8 +10,10 @@ Plumbing, to be skipped on a first reading.
 """
 
 import hashlib
+import math
 import os
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -20,7 +22,7 @@ from common.command import UserError
 from common.files import OUT, file_hash, must_be_ordinary, write_safely
 from common.published import NETWORKS, is_published, load_published
 from common.quantize import dequantize
-from data.tokenizer import Tokenizer
+from data.tokenizer import Tokenizer, check_description
 from model import ModelConfig, Transformer
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"  # networks that come with the project
@@ -147,8 +149,49 @@ def must_be_ours(checkpoint, path, stage=None):
         )
     if not isinstance(checkpoint, dict) or not KEYS <= checkpoint.keys():
         raise UserError(f"{path} is no checkpoint of this project")
+    check_header(checkpoint, path)
     if stage and checkpoint["stage"] != stage:
         raise UserError(f"{path} is a {checkpoint['stage']}, not a {stage}")
+
+
+def check_header(checkpoint, path):
+    """UserError, with the key, if something beside the weights is not what train.py saves."""
+    expected = {
+        "stage": lambda value: isinstance(value, str) and value in STAGES,
+        "iteration": lambda value: is_number(value, int),
+        "seconds": lambda value: is_number(value, (int, float)),
+        "passes": lambda value: is_number(value, int) and value > 0,
+        "settings": lambda value: isinstance(value, dict),
+        "config": lambda value: isinstance(value, dict),
+        "model": lambda value: isinstance(value, dict),
+        "ema": lambda value: value is None or isinstance(value, dict),
+        "optimizers": lambda value: isinstance(value, list),
+        "dfm": lambda value: value is None or isinstance(value, str),
+    }
+    wrong = [name for name, fits in expected.items() if not fits(checkpoint[name])]
+    if not wrong and not is_number(checkpoint["settings"].get("iterations"), int):
+        wrong = ["iterations of its settings"]
+    if "config" not in wrong:
+        wrong += [f"{item.name} of its config" for item in fields(ModelConfig)
+                  if not fits_field(checkpoint["config"].get(item.name, item.default), item.type)]
+    try:
+        check_description(checkpoint["tokenizer"])
+    except ValueError as error:
+        wrong.append(str(error))
+    if wrong:
+        raise UserError(f"{path} is damaged ({wrong[0]}): train it again")
+
+
+def fits_field(value, kind):
+    """Whether this can be the value of a field of this type, int, float, str or bool."""
+    if kind in (int, float):
+        return is_number(value, int if kind is int else (int, float))
+    return isinstance(value, kind)
+
+
+def is_number(value, kind):
+    """Whether this is a number from 0 on, of this kind."""
+    return isinstance(value, kind) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def network_of(checkpoint, path, weights="model"):

@@ -53,12 +53,12 @@ def must_be_ordinary(path):
 
 
 def read_json(path):
-    """What is in a JSON file. UserError if it is damaged; FileNotFoundError if it is not there."""
+    """What is in a JSON file. ValueError if it is damaged; FileNotFoundError if it is not there."""
     must_be_ordinary(path)
     try:
         return json.loads(path.read_text("utf-8"), parse_constant=refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete it and make it again") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
 def refuse_constant(name):

@@ -90,10 +90,10 @@ def check_report(report):
 def read_report(path):
     """The report in a file, checked. UserError if it is damaged; FileNotFoundError if there is
     none. The file stays where it is."""
-    report = read_json(path)
     try:
+        report = read_json(path)
         check_report(report)
-    except Damaged as error:
+    except (ValueError, Damaged) as error:
         raise UserError(f"{path} is damaged ({error}): delete it and run eval.py again") from error
     return report
 

@@ -16,7 +16,7 @@ import torch
 
 from common.command import UserError
 from common.files import read_json
-from data.tokenizer import Tokenizer
+from data.tokenizer import Tokenizer, check_description
 
 FOLDER = Path(__file__).parent
 FORMAT = 2  # of meta.json and of the files beside it
@@ -45,15 +45,7 @@ def check_meta(meta):
     for name in ("row", "vocab_size"):
         if meta.get(name) is not None:
             field(meta, name, int, lowest=1)
-    tokenizer = field(meta, "tokenizer", dict)
-    lists = {"char": "characters", "word": "words", "bpe": "tokens", "gpt2": None}
-    kind = field(tokenizer, "kind", str, where="the tokenizer")
-    if kind not in lists:
-        raise ValueError(f"kind of the tokenizer is {kind[:40]}")
-    if lists[kind]:
-        values = field(tokenizer, lists[kind], list, where="the tokenizer")
-        if not all(isinstance(value, str) for value in values) or len(set(values)) < len(values):
-            raise ValueError(f"{lists[kind]} of the tokenizer are not different texts")
+    check_description(meta.get("tokenizer"))
 
 
 class Dataset:

@@ -24,6 +24,7 @@ Read next: tokenizer.py.
 """
 
 import ast
+import contextlib
 import codecs
 import gzip
 import hashlib
@@ -520,8 +521,9 @@ def must_be_free(name, overwrite):
     trained on it."""
     path = FOLDER / name / "meta.json"
     if path.exists() and not overwrite:
-        meta = read_json(path)
-        source = printable(str(meta.get("source"))[:80]) if isinstance(meta, dict) else "something"
+        source = "a text that can be read no more"
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            source = printable(read_json(path)["source"][:80])
         raise UserError(f"data/{name} is prepared already, from {source}: "
                         "choose another name, or replace it with --overwrite")
 

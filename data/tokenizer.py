@@ -200,6 +200,28 @@ def gpt2_encoding():
         ) from error
 
 
+def check_description(description):
+    """ValueError if this is no description of a tokenizer: a file may have been edited."""
+    lists = {"char": "characters", "word": "words", "bpe": "tokens"}
+    kind = description.get("kind") if isinstance(description, dict) else None
+    if kind == "gpt2":
+        return
+    values = description.get(lists[kind]) if isinstance(kind, str) and kind in lists else None
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError("its tokenizer has no list of tokens")
+    if len(set(values)) < len(values) or len(values) > 2**16:
+        raise ValueError("its tokenizer has a token twice, or too many")
+    if kind == "bpe":
+        values = [base64.b64decode(value) for value in values]
+        needed = {bytes([i]) for i in range(256)}
+    else:
+        needed = {RARE} if kind == "char" else {PAD, UNKNOWN}
+    if not needed <= set(values) or len(set(values)) < len(values):
+        raise ValueError("its tokenizer lacks a token that it needs")
+    if kind == "char" and max(map(len, values)) > 1:
+        raise ValueError("its tokenizer has characters that are longer than one")
+
+
 class Tokenizer:
     """Encodes and decodes text, as a description (a dict) says.
 

@@ -232,6 +232,7 @@ def start(stage, **flags):
     settings = make_config(stage, "tiny", block_size=16, **flags)
     optimizers = make_optimizers(model, settings)
     run = SimpleNamespace(stage=stage, settings=settings, model=model, ema=None, iteration=0)
+    run.scaler = torch.amp.GradScaler("cpu", enabled=False)
     run.trained = lambda: [run.model]
     run.optimizers, run.passes = optimizers, settings.accumulation
     return run

@@ -382,7 +382,7 @@ def test_the_files(told):
     known = {row.tobytes() for row in train}
     assert len(known) == 100_000 and not any(row.tobytes() in known for row in val)
     before = (told / "data/stories/train.bin").read_bytes()
-    run(told, "data/prepare.py", "stories")
+    run(told, "data/prepare.py", "stories", "--overwrite")
     assert (told / "data/stories/train.bin").read_bytes() == before
 
 

@@ -4,14 +4,18 @@ stops at the first that was not.
     20 x kill -9 at random moments of training, every stage in turn
     50 x one bit flipped in a checkpoint
      2 x 50 MB of text on one line
+   300 x one thing changed in a JSON file, in a checkpoint's header, or in the environment
    500 x a random command line, over all scripts
 
-Together 572, all from fixed seeds, in two to ten minutes on 2 cores. test_faults.py runs a few of
+Together 872, all from fixed seeds, in two to ten minutes on 2 cores. test_faults.py runs a few of
 each.
 """
 
+import copy
 import csv
 import hashlib
+import io
+import json
 import random
 import re
 import shutil
@@ -124,7 +128,8 @@ def random_line(project, dice):
     if script == "eval.py" or line[-1] in ("infill", "longer"):
         line += [*PYDOCS, "--steps", "1", "--num-samples", "2"]
     if script == "data/prepare.py":
-        line.append(dice.choice(("mine", "", "..", "a/b", "shakespeare", "fineweb-edu")))
+        line += ["--overwrite"]
+        line += [dice.choice(("mine", "", "..", "a/b", "shakespeare", "fineweb-edu"))]
     if script in ("experiments/bench.py", "experiments/ablate.py"):
         line += ["--only", dice.choice(("nothing", "", "0"))]  # the rest takes minutes
     for flag in dice.sample(flags, dice.randint(0, min(4, len(flags)))):
@@ -175,6 +180,113 @@ def flip_bits(project, flips, dice):
     return flips
 
 
+# ------------------------------------------------------------------------------------------------
+# mutations: files, and the environment, that are nearly right
+
+READERS = {  # a file that the project reads, and a command that reads it
+    "out/eval.json": ["plot.py"],
+    "data/pydocs/meta.json": ["train.py", "judge", *TINY, "--out", "judge", "--overwrite",
+                              "--iterations", "1"],
+    "out/dfm.pt": ["sample.py", "--model", "dfm", "--steps", "1"],
+    "out/fsdfm.pt": ["train.py", "fsdfm", *TINY, "--resume"],
+}
+HEADER = ("stage", "iteration", "seconds", "config", "settings", "tokenizer", "passes", "format",
+          "dfm", "ema", "optimizers")  # of a checkpoint, besides the weights
+ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "COLUMNS", "LINES", "TERM", "HOME", "TMPDIR",
+               "TIKTOKEN_CACHE_DIR", "MPLCONFIGDIR", "PYTHONHASHSEED", "LANG", "LC_ALL")
+
+
+def places(tree, path=()):
+    """The paths of all that is in nested dicts and lists; of a long list, its first items."""
+    items = tree.items() if isinstance(tree, dict) else []
+    items = enumerate(tree[:8]) if isinstance(tree, list) else items
+    for key, value in items:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+def changed(value, how, dice):
+    """A value, retyped, negated, nested or truncated."""
+    if how == "retype":
+        return dice.choice(["8", "", None, [], {}, True, 1.5, -1, 10**12, [[]], {"a": 1}])
+    if how == "negate":
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return -value if number else not value
+    if how == "nest":
+        return dice.choice([[value], {"value": value}])
+    return value[: len(value) // 2] if isinstance(value, (str, list)) else 0
+
+
+def mutated(tree, dice):
+    """(a copy of a nested dict in which one thing is another, what was done)."""
+    tree = copy.deepcopy(tree)
+    *path, last = dice.choice(list(places(tree)))
+    parent = tree
+    for key in path:
+        parent = parent[key]
+    how = dice.choice(("drop", "retype", "negate", "nest", "truncate"))
+    if how == "drop":
+        del parent[last]
+    else:
+        parent[last] = changed(parent[last], how, dice)
+    return tree, (how, *path, last)
+
+
+def mutate_file(path, content, dice):
+    """Writes a mutation of a JSON file, or of a checkpoint's header, and returns what was done."""
+    if path.suffix == ".json":
+        tree, what = mutated(json.loads(content), dice)
+        path.write_text(json.dumps(tree))
+        return what
+    checkpoint = torch.load(io.BytesIO(content), weights_only=True)
+    header = {name: checkpoint[name] for name in HEADER if name not in ("ema", "optimizers")}
+    tree, what = mutated(header | {"ema": None, "optimizers": []}, dice)
+    if what[1] not in ("ema", "optimizers"):
+        for name in ("ema", "optimizers"):
+            tree[name] = checkpoint[name]
+    kept = {name: value for name, value in checkpoint.items() if name not in HEADER}
+    with path.open("wb") as file:
+        torch.save(kept | tree, file)  # without a seal, as another program would
+    return what
+
+
+def mutate_environment(dice):
+    """A few variables that programs read, with values that may be anything."""
+    return {name: dice.choice(VALUES) for name in dice.sample(ENVIRONMENT, dice.randint(1, 3))}
+
+
+def must_survive(project, line, what, **environment):
+    """AssertionError unless a command works, or ends in one line that says why not."""
+    result = run_python(project, *line, seconds=60, **environment)
+    assert result.returncode in (0, 2) and "Traceback" not in result.stderr, (what, line, result)
+    if result.returncode:
+        assert result.stderr.splitlines()[-1].startswith("error: "), (what, line, result)
+
+
+def mutate(project, count, seed=7):
+    """`count` mutations, in turn of each file of READERS and of the environment. Returns how
+    many. AssertionError names one that ended in a traceback or hung."""
+    dice, done = random.Random(seed), 0
+    while done < count:
+        for name, line in READERS.items():
+            path = project / name
+            content = path.read_bytes()
+            earlier = path.with_name(f"{path.stem}.previous{path.suffix}")
+            hidden = earlier.read_bytes() if earlier.exists() else None
+            earlier.unlink(missing_ok=True)
+            try:
+                must_survive(project, line, mutate_file(path, content, dice))
+            finally:
+                path.write_bytes(content)
+                if hidden:
+                    earlier.write_bytes(hidden)
+            done += 1
+        environment = mutate_environment(dice)
+        must_survive(project, ["sample.py", "--steps", "1"], environment, **environment)
+        done += 1
+    return done
+
+
 def one_long_line(project):
     """50 MB without a line end, with words and without."""
     for name, piece in (("words", "a line that never ends, "), ("letters", "abcdefgh")):
@@ -192,6 +304,8 @@ def main():
             survived[f"kill -9 of {stage}"] = soak_kills(project, Path(folder), stage, kills, dice)
         survived["flipped bits"] = flip_bits(project, 50, dice)
         survived["lines of 50 MB"] = one_long_line(project)
+        run(project, "eval.py", *PYDOCS, "--steps", 1, "--num-samples", 2)
+        survived["mutations"] = mutate(project, 300)
         survived["random command lines"] = fuzz(project, 500)
     counts = ", ".join(f"{name}: {count}" for name, count in survived.items())
     print(f"{counts}; together {sum(survived.values())} faults survived")

@@ -139,7 +139,7 @@ def start_preparing(project, server, *arguments, sha256=SHA256):
         f"p.SHARDS = '{address}/finewebedu_%s_%06d.bin'\n"
         "run_command(p.main)\n"
     )
-    return Command(project, "-c", code, *(arguments or ["shakespeare"]))
+    return Command(project, "-c", code, *(arguments or ["shakespeare"]), "--overwrite")
 
 
 def prepare(project, server, *arguments, sha256=SHA256):

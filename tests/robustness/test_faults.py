@@ -21,7 +21,7 @@ import torch
 
 from command import PYDOCS, TINY, Command, copy_project, error_line, last_error_line
 from command import run, run_python
-from soak import fuzz, kill_and_resume, logged_losses
+from soak import READERS, fuzz, kill_and_resume, logged_losses, mutate
 
 STAGES = ("judge", "dfm", "fsdfm")
 SHORT = [*TINY, "--iterations", "40", "--validate-every", "10"]
@@ -204,7 +204,7 @@ def test_a_file_that_cannot_grow(trained, out):
         line = last_error_line(run_python(trained, *command, *few))
         assert f"cannot write {out}/{name}: No space left" in line
         assert not list(out.glob("*.tmp"))
-    command = ["data/prepare.py", "pydocs"]
+    command = ["data/prepare.py", "pydocs", "--overwrite"]
     line = last_error_line(run_python(trained, "-c", LIMITED.format(10_000), *command))
     assert "cannot write" in line
     assert (trained / "data/pydocs/meta.json").exists()
@@ -325,7 +325,7 @@ def test_checkpoints_of_another_kind(trained, out):
     assert "does not fit together" in line_with(config=config | {"dim": 32})
     assert "does not fit together" in line_with(config=config | {"source": "mask"})
     assert "does not fit together" in line_with(config=config | {"depth": 3})
-    assert "does not fit together" in line_with(config=None)
+    assert "is damaged (config)" in line_with(config=None)
 
 
 def test_checkpoints_of_format_1(trained, out):
@@ -423,3 +423,14 @@ def test_four_at_once(trained, out):
 def test_random_command_lines(trained):
     """The first 60 of the 500 that soak.py tries."""
     assert fuzz(trained, 60) == 60
+
+
+# ------------------------------------------------------------------------------------------------
+# mutations
+
+
+def test_files_and_an_environment_that_are_nearly_right(trained):
+    """One thing in them is another; soak.py tries 300."""
+    run(trained, "eval.py", *PYDOCS, "--steps", 1, "--num-samples", 2)
+    run(trained, *READERS["data/pydocs/meta.json"])
+    assert mutate(trained, 15) == 15
