@@ -150,7 +150,7 @@ PRESETS = {
         "iterations": 20_000, "validate_every": 1000, "given_share": 0.25,
         "judge": {"iterations": 1000, "dropout": 0.1, "learning_rate": 5e-3},
         "fsdfm": {"iterations": 6000, "learning_rate": 1.2e-3},
-        "dmd": DMD_STORIES,
+        "dmd": DMD_STORIES | {"iterations": 3000},
     },
     "cpu-text": CPU_TEXT | {
         "iterations": 1500, "validate_every": 200,
