@@ -26,6 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from common.checkpoint import NETWORKS, find_network, load_model
 from common.command import Parser, UserError, number, printable, run_command, seed_number
@@ -264,16 +265,16 @@ def make_template(arguments, model, tokenizer):
     return template
 
 
-def write_batch(arguments, model, template, steps, count, watcher):
+def write_batch(arguments, model, template, steps, count, callback):
     """(count, L) tokens of a template, by the judge or by a diffusion model."""
     if not model.config.causal:
-        return fill(model, template, steps, make_sampler(arguments), count, watcher)
+        return fill(model, template, steps, make_sampler(arguments), count, callback)
     device = next(model.parameters()).device
     prompt = template[: template.index(-1) if -1 in template else None]
     x = torch.tensor([prompt] * count, device=device)
     with autocast(device):
         temperature, top_p = arguments.temperature, arguments.top_p
-        return generate_autoregressive(model, x, len(template), watcher, temperature, top_p)
+        return generate_autoregressive(model, x, len(template), callback, temperature, top_p)
 
 
 def print_text(index, text, facts, arguments):
@@ -316,7 +317,9 @@ def main():
     at_a_time = texts_at_a_time(len(template), model.config.n_tokens)
     for first in range(0, arguments.num_samples, at_a_time):
         count = min(at_a_time, arguments.num_samples - first)
-        x_1 = write_batch(arguments, model, template, steps, count, watcher)  # (N, L)
+        with tqdm(total=calls, desc="sample", unit="step", leave=False, delay=2) as bar:
+            callback = watcher or (lambda number, x_t: bar.update())
+            x_1 = write_batch(arguments, model, template, steps, count, callback)  # (N, L)
         for index, row in enumerate(x_1.tolist(), start=first):
             if watcher and not index and not arguments.check:
                 continue  # it is on the screen already

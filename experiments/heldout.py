@@ -104,7 +104,8 @@ def likelihood_bound(model, x_1, points=16):
     """
     bounds = []
     with autocast(x_1.device):
-        for part in x_1.split(texts_at_a_time(x_1.shape[1], model.config.n_tokens)):
+        parts = x_1.split(texts_at_a_time(x_1.shape[1], model.config.n_tokens))
+        for part in tqdm(parts, "likelihood", leave=False, delay=2):
             bounds.append(integrated_loss(model, part, points) + last_draw_nll(model, part))
     return torch.cat(bounds)
 
