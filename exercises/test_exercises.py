@@ -150,7 +150,7 @@ def test_eight_steps(load):
     from common.checkpoint import WEIGHTS, load_model
     from data.stories import variety
 
-    sampler, n = load("eight_steps").sampler(), 192
+    sampler, n = load("eight_steps").sampler(), 320
     network, tokenizer = load_model(WEIGHTS / "dfm.pt")
     right = []
     for settings in (flow.Sampler(), sampler):
