@@ -14,7 +14,7 @@ from experiments.notebook import notebook
 
 DOCUMENTS = ("README.md", "docs/lecture.md")
 # these train, take longer than a minute, or are tested elsewhere (test_commands.py, test_show.py)
-ELSEWHERE = ("train.py", "mine --out mine", "--html", "prepare.py stories", "--temperatures")
+ELSEWHERE = ("train.py", "--out mine", "--html", "prepare.py stories", "--temperatures")
 
 
 def commands(name):
@@ -24,7 +24,7 @@ def commands(name):
     found = re.findall(r"^    (python \S+\.py.*)$", text, re.M)
     for paragraph in re.findall(r"^\*\*Run\*\* .*$", text, re.M):
         found += re.findall(r"`(python \S+\.py[^`]*)`", paragraph.split("**See**")[0])
-    found = [line.split("  #")[0].strip() for line in found]
+    found = [re.split(r"\s#", line)[0].strip() for line in found]
     return [line for line in found if not any(words in line for words in ELSEWHERE)]
 
 

@@ -1,0 +1,1 @@
+"""Exercises for students: docs/exercises.md."""
