@@ -28,8 +28,9 @@ import common.early  # first: Ctrl-C is quiet from here on
 
 import matplotlib.pyplot as plt
 
+from common import files
 from common.command import Parser, UserError, number, run_command, seed_number
-from common.files import OUT, write_safely, write_text
+from common.files import write_safely, write_text
 from common.report import read_report
 from eval import FEW
 from plot import ENTROPY, GREY, LOOK, PERPLEXITY, STYLES, lowest_variety, plain_log_scale
@@ -262,7 +263,7 @@ def parse_arguments():
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--data", default="stories", help="name given to data/prepare.py (default: stories)")
-    add("--out", type=Path, default=OUT, help="folder of judge and DFM (default: out)")
+    add("--out", type=Path, default=files.OUT, help="folder of judge and DFM (default: out)")
     add("--ablation", type=Path, default=Path("ablation"),
         help="folder that is written (default: ablation)")
     add("--only", choices=STUDENTS, nargs="+", metavar="NAME", default=STUDENTS,

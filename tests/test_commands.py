@@ -183,7 +183,8 @@ def test_what_distribution_matching_refuses(trained, tmp_path):
     flags = [*TINY, "--iterations", 10, "--out", tmp_path]
     run(trained, "train.py", "dfm", *flags, "--source", "mask")
     assert "has the mask source" in error_line(trained, "train.py", "dmd", *flags)
-    result = run_python(trained, "train.py", "dmd", *flags, RANK="0", WORLD_SIZE="2")
+    three = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    result = run_python(trained, "train.py", "dmd", *flags, **three)
     assert result.returncode == 2 and "run it without torchrun" in result.stderr
 
 

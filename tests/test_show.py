@@ -338,7 +338,8 @@ def save_network(folder, stage, tokenizer=TOKENIZER):
     network = make_network(step_aware=stage == "fsdfm", vocab_size=tokenizer.vocab_size)
     checkpoint = {
         "stage": stage, "iteration": 1, "seconds": 1.0, "config": vars(network.config),
-        "settings": {}, "tokenizer": tokenizer.description, "ema": None, "optimizers": [],
+        "settings": {"iterations": 1}, "tokenizer": tokenizer.description,
+        "ema": None, "optimizers": [],
         "model": quantize(network.state_dict()), "dfm": None, "passes": 1, "format": FORMAT,
     }
     save_checkpoint(folder / f"{stage}.pt", checkpoint, first=True)
