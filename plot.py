@@ -159,17 +159,6 @@ def row_of(rows, steps):
     return next((row for row in rows if row["steps"] == steps), None)
 
 
-def label_line(axis, model, rows):
-    """The model's name beside its line, in its colour: the DFM's below, the students' above."""
-    row = row_of(rows, FEW) or rows[-1]
-    below = model == "dfm"
-    axis.annotate(
-        label(model, rows), (row["steps"], row["right"]), (14, -26) if below else (-14, 14),
-        textcoords="offset points", ha="left" if below else "right",
-        color=STYLES[model]["color"], fontweight="bold",
-    )
-
-
 def draw_headline(report):
     """The figure that speaks across a room: right stories against the number of steps, and an arrow
     from the best student in FEW steps to the DFM in the most."""
@@ -180,7 +169,6 @@ def draw_headline(report):
         style = STYLES[model] | {"linewidth": 4, "markersize": 10}
         errors = column(rows, "right_error")
         axis.errorbar(column(rows, "steps"), column(rows, "right"), errors, **style)
-        label_line(axis, model, rows)
     few = [row for model, rows in lines.items() if model != "dfm"
            for row in rows if row["steps"] == FEW]
     if few and lines.get("dfm"):
@@ -192,11 +180,13 @@ def draw_headline(report):
         seconds = most["seconds_per_sample"] / best["seconds_per_sample"]
         calls = most["steps"] / best["steps"]
         text = f"{calls:.0f} times fewer calls, {seconds:.0f} times less time"
-        axis.text((best["steps"] * most["steps"]) ** 0.5, 1.09, text, ha="center", color=GREY)
+        axis.text(most["steps"], 1.09, text, ha="right", color=GREY)
     steps_axis(axis, [row for rows in lines.values() for row in rows])
     axis.set_ylim(-0.02, 1.16)
     axis.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
     axis.set_ylabel("stories without a mistake")
+    label_ends(axis, [(rows[-1]["right"], LABELS[model], STYLES[model]["color"])
+                      for model, rows in lines.items()])
     return figure
 
 
