@@ -4,6 +4,7 @@ A killed command leaves the old file or the new one, never half of one. Only the
 written as they grow, a line at a time. Plumbing, to be skipped on a first reading.
 """
 
+import atexit
 import contextlib
 import csv
 import json
@@ -97,6 +98,7 @@ def lock(path):
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a")
+    atexit.register(file.close)
     try:
         lock_open_file(file)
     except (BlockingIOError, PermissionError) as error:  # of Linux and macOS; of Windows
@@ -126,4 +128,5 @@ def open_log(path, start):
                 lines.append(line)
     write_text(path, "\n".join(lines) + "\n")
     file = path.open("a", newline="", buffering=1)  # every row is on its way to the disk at once
+    atexit.register(file.close)
     return csv.DictWriter(file, LOG_COLUMNS, lineterminator="\n")

@@ -242,3 +242,12 @@ def test_the_shell_commands_and_their_flags():
     for flags in (["--seed", "2", "extra"], ["--seed"], ["--seed", "x"], ["--seed", "9" * 11]):
         result = shell("bash", "speedrun.sh", *flags)
         assert result.returncode == 2 and result.stderr.startswith("error: usage:")
+
+
+def test_no_warning_is_left(trained, tmp_path):
+    """With warnings as errors: every file is closed."""
+    for line in (["train.py", "judge", *map(str, TINY), "--iterations", "2", "--out", tmp_path],
+                 ["sample.py", "--steps", "1"]):
+        result = subprocess.run([sys.executable, "-W", "error", *line], cwd=trained,
+                                capture_output=True, text=True)
+        assert result.returncode == 0 and "Warning" not in result.stderr, result.stderr
