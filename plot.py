@@ -154,11 +154,6 @@ def draw_curve(report):
     return figure
 
 
-def row_of(rows, steps):
-    """The row with this number of steps, or None."""
-    return next((row for row in rows if row["steps"] == steps), None)
-
-
 def draw_headline(report):
     """The figure that speaks across a room: right stories against the number of steps, and an arrow
     from the best student in FEW steps to the DFM in the most."""

@@ -10,7 +10,6 @@ Plumbing, to be skipped on a first reading.
 """
 
 import hashlib
-import math
 import os
 import sys
 from dataclasses import fields
@@ -18,14 +17,14 @@ from pathlib import Path
 
 import torch
 
-from common.command import UserError
-from common.files import OUT, file_hash, must_be_ordinary, write_safely
+from common.command import ROOT, UserError
+from common.files import OUT, field, file_hash, must_be_ordinary, write_safely
 from common.published import NETWORKS, is_published, load_published
 from common.quantize import dequantize
 from data.tokenizer import Tokenizer, check_description
 from model import ModelConfig, Transformer
 
-WEIGHTS = Path(__file__).resolve().parent.parent / "weights"  # networks that come with the project
+WEIGHTS = ROOT / "weights"  # networks that come with the project
 FORMAT = 2  # raised when an older program cannot use a newer file, or the other way round
 SEAL = b"nanoDFM: SHA-256 of all before: "  # stands before the hash at the end of a checkpoint
 KEYS = {"stage", "iteration", "seconds", "config", "settings", "tokenizer", "model", "ema"}
@@ -156,42 +155,22 @@ def must_be_ours(checkpoint, path, stage=None):
 
 def check_header(checkpoint, path):
     """UserError, with the key, if something beside the weights is not what train.py saves."""
-    expected = {
-        "stage": lambda value: isinstance(value, str) and value in STAGES,
-        "iteration": lambda value: is_number(value, int),
-        "seconds": lambda value: is_number(value, (int, float)),
-        "passes": lambda value: is_number(value, int) and value > 0,
-        "settings": lambda value: isinstance(value, dict),
-        "config": lambda value: isinstance(value, dict),
-        "model": lambda value: isinstance(value, dict),
-        "ema": lambda value: value is None or isinstance(value, dict),
-        "optimizers": lambda value: isinstance(value, list),
-        "dfm": lambda value: value is None or isinstance(value, str),
-    }
-    wrong = [name for name, fits in expected.items() if not fits(checkpoint[name])]
-    if not wrong and not is_number(checkpoint["settings"].get("iterations"), int):
-        wrong = ["iterations of its settings"]
-    if "config" not in wrong:
-        wrong += [f"{item.name} of its config" for item in fields(ModelConfig)
-                  if not fits_field(checkpoint["config"].get(item.name, item.default), item.type)]
+    kinds = {"stage": str, "iteration": int, "seconds": (int, float), "settings": dict,
+             "config": dict, "model": dict, "optimizers": list}
     try:
+        for name, kind in kinds.items():
+            field(checkpoint, name, "the file", kind, 0)
+        field(checkpoint, "passes", "the file", int, 1)
+        field(checkpoint, "ema", "the file", dict, optional=True)
+        field(checkpoint, "dfm", "the file", str, optional=True)
+        field(checkpoint["settings"], "iterations", "its settings", int, 0)
+        config = {item.name: item.default for item in fields(ModelConfig)} | checkpoint["config"]
+        for item in fields(ModelConfig):
+            kind = (int, float) if item.type is float else item.type
+            field(config, item.name, "its config", kind, 0)
         check_description(checkpoint["tokenizer"])
-    except ValueError as error:
-        wrong.append(str(error))
-    if wrong:
-        raise UserError(f"{path} is damaged ({wrong[0]}): train it again")
-
-
-def fits_field(value, kind):
-    """Whether this can be the value of a field of this type, int, float, str or bool."""
-    if kind in (int, float):
-        return is_number(value, int if kind is int else (int, float))
-    return isinstance(value, kind)
-
-
-def is_number(value, kind):
-    """Whether this is a number from 0 on, of this kind."""
-    return isinstance(value, kind) and not isinstance(value, bool) and 0 <= value < math.inf
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): train it again") from error
 
 
 def network_of(checkpoint, path, weights="model"):

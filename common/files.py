@@ -8,13 +8,13 @@ import atexit
 import contextlib
 import csv
 import json
+import math
 import hashlib
 import os
 from pathlib import Path
 
-from common.command import UserError, explain
+from common.command import ROOT, UserError, explain
 
-ROOT = Path(__file__).resolve().parent.parent
 # where networks are saved by default: in the project's folder, wherever a command is run
 OUT = Path("out") if Path.cwd() == ROOT else ROOT / "out"
 LOG_COLUMNS = ["iteration", "loss", "validation_loss", "seconds"]
@@ -60,6 +60,20 @@ def read_json(path):
         return json.loads(path.read_text("utf-8"), parse_constant=refuse_constant)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
+
+
+def field(table, name, where, kind=(int, float), lowest=-math.inf, optional=False):
+    """table[name], if it is of this kind and a number is not below `lowest`. ValueError, which
+    names the field and `where` it should be, if it is not."""
+    if not isinstance(table, dict):
+        raise ValueError(f"{where} is no table")
+    value = table.get(name)
+    if value is None and optional:
+        return None
+    wrong = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
+    if wrong or (isinstance(value, (int, float)) and not lowest <= value < math.inf):
+        raise ValueError(f"{name} of {where} is {json.dumps(value)[:40]}")
+    return value
 
 
 def refuse_constant(name):

@@ -5,11 +5,10 @@ A user may have edited the file, so every field that is used is checked: read_re
 
 import hashlib
 import json
-import math
 
 from common.checkpoint import LABELS
 from common.command import UserError
-from common.files import read_json
+from common.files import field, read_json
 from data.stories import KINDS
 
 MEASURES = ("perplexity", "entropy", "entropy_4grams", "distinct_4grams")
@@ -18,23 +17,6 @@ WRITERS = ("judge", "dfm", "fsdfm")  # in the table of speeds
 
 # ------------------------------------------------------------------------------------------------
 # checking
-
-
-class Damaged(Exception):
-    """What is wrong with a report: where, and what should be there."""
-
-
-def field(table, name, where, kind=(int, float), lowest=-math.inf, optional=False):
-    """table[name], if it is of this kind and a number is not below `lowest`. Damaged if not."""
-    if not isinstance(table, dict):
-        raise Damaged(f"{where} is no table")
-    value = table.get(name)
-    if value is None and optional:
-        return None
-    wrong = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
-    if wrong or (isinstance(value, (int, float)) and not lowest <= value < math.inf):
-        raise Damaged(f"{name} of {where} is {json.dumps(value)[:40]}")
-    return value
 
 
 def check_measures(row, where):
@@ -56,7 +38,7 @@ def check_measures(row, where):
 def check_row(row, where):
     """A row of samples."""
     if field(row, "model", where, str) not in LABELS:
-        raise Damaged(f"model of {where} is {row['model'][:40]}")
+        raise ValueError(f"model of {where} is {row['model'][:40]}")
     field(row, "steps", where, int, 1)
     field(row, "samples", where, int, 1)
     field(row, "temperature", where, lowest=1e-9)
@@ -66,12 +48,12 @@ def check_row(row, where):
     field(row, "shared_noise", where, bool, optional=True)
     tokens = field(row, "typical", where, list, optional=True) or []
     if not all(isinstance(token, int) and token >= 0 for token in tokens):
-        raise Damaged(f"typical of {where} has other things than tokens")
+        raise ValueError(f"typical of {where} has other things than tokens")
     check_measures(row, where)
 
 
 def check_report(report):
-    """Damaged, with the field, if something in a report is not what eval.py writes."""
+    """ValueError, with the field, if something in a report is not what eval.py writes."""
     field(report, "key", "the report", dict)
     field(report, "length", "the report", int, 1)
     for number, row in enumerate(field(report, "rows", "the report", list), start=1):
@@ -82,7 +64,7 @@ def check_report(report):
         for number, row in enumerate(field(report, "speed", "the report", list), start=1):
             where = f"row {number} of speed"
             if field(row, "model", where, str) not in WRITERS:
-                raise Damaged(f"model of {where} is {row['model'][:40]}")
+                raise ValueError(f"model of {where} is {row['model'][:40]}")
             for name in ("network_calls", "seconds", "texts", "tokens_per_second"):
                 field(row, name, where, lowest=0)
 
@@ -93,7 +75,7 @@ def read_report(path):
     try:
         report = read_json(path)
         check_report(report)
-    except (ValueError, Damaged) as error:
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): delete it and run eval.py again") from error
     return report
 

@@ -15,36 +15,26 @@ import numpy as np
 import torch
 
 from common.command import UserError
-from common.files import read_json
+from common.files import field, read_json
 from data.tokenizer import Tokenizer, check_description
 
 FOLDER = Path(__file__).parent
 FORMAT = 2  # of meta.json and of the files beside it
 
 
-def field(table, name, kind, lowest=0, where="meta.json"):
-    """table[name], if it is of this kind, and a number not below `lowest`. ValueError if not."""
-    value = table.get(name) if isinstance(table, dict) else None
-    wrong = not isinstance(value, kind) or isinstance(value, bool)
-    if wrong or (isinstance(value, int) and value < lowest):
-        raise ValueError(f"{name} of {where} is {json.dumps(value)[:40]}")
-    return value
-
-
 def check_meta(meta):
     """ValueError, with the key, if something in meta.json is not what prepare.py writes."""
-    field(meta, "source", str)
-    field(meta, "text_sha256", str)
-    field(meta, "header_bytes", int)
+    field(meta, "source", "meta.json", str)
+    field(meta, "text_sha256", "meta.json", str)
+    field(meta, "header_bytes", "meta.json", int, 0)
     for split in ("train", "val"):
-        names = field(field(meta, "files", dict), split, list, where="files")
+        names = field(field(meta, "files", "meta.json", dict), split, "files", list)
         if not names or not all(isinstance(name, str) and Path(name).name == name and name
                                 for name in names):
             raise ValueError(f"files of meta.json has {json.dumps(names)[:40]} for {split}")
-        field(field(meta, "tokens", dict), split, int, lowest=1, where="tokens")
+        field(field(meta, "tokens", "meta.json", dict), split, "tokens", int, 1)
     for name in ("row", "vocab_size"):
-        if meta.get(name) is not None:
-            field(meta, name, int, lowest=1)
+        field(meta, name, "meta.json", int, 1, optional=True)
     check_description(meta.get("tokenizer"))
 
 
@@ -83,7 +73,7 @@ class Dataset:
     def load(self, folder):
         """Reads meta.json and opens the files that it names."""
         self.meta = read_json(folder / "meta.json")
-        if field(self.meta, "format", int) != FORMAT:
+        if field(self.meta, "format", "meta.json", int) != FORMAT:
             raise UserError(
                 f"data/{self.name}/meta.json is of another version of this project: "
                 f"delete data/{self.name} and run `{self.how_to_make}`"

@@ -26,7 +26,7 @@ CELLS = [
 
 A text diffusion model writes all tokens of a text at once, in many steps. This notebook shows one
 that needs few: first with networks that come with the project, then with your own, trained here.
-On a free GPU it takes about 10 minutes, on a CPU with two cores about 25.
+On two fast CPU cores the training takes about 10 minutes; nobody has timed it on a free GPU yet.
 
 The lecture to read beside it is `docs/lecture.md`.
 """),

@@ -60,6 +60,18 @@ def be_the_command(folder, arguments, output, environment):
         runpy.run_path(arguments[0], run_name="__main__")
 
 
+DIE_AT_THE_FIRST_CHECKPOINT = """
+import os
+import common.run
+save_checkpoint = common.run.save_checkpoint
+def save_and_die(*arguments, **options):
+    save_checkpoint(*arguments, **options)
+    os._exit(9)
+common.run.save_checkpoint = save_and_die
+import train
+"""  # and then train.main()
+
+
 class Command:
     """A command that is running."""
 

@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 
 import data.dataset
-from command import PYDOCS, ROOT, TINY, copy_project, error_line, run, run_python
+from command import DIE_AT_THE_FIRST_CHECKPOINT, PYDOCS, ROOT, TINY, copy_project, error_line
+from command import run, run_python
 from common.checkpoint import STUDENTS
 from common.command import UserError
 from common.device import autocast
@@ -457,19 +458,6 @@ def test_the_lines_of_python_in_the_readme(trained):
 # ------------------------------------------------------------------------------------------------
 # resuming
 
-DIE_AT_THE_FIRST_CHECKPOINT = """
-import os
-import common.run
-import train
-save_checkpoint = common.run.save_checkpoint
-def save_and_die(*arguments, **options):
-    save_checkpoint(*arguments, **options)
-    os._exit(9)
-common.run.save_checkpoint = save_and_die
-train.main()
-"""
-
-
 @pytest.mark.parametrize("stage", ["dfm", "fsdfm", "dmd"])
 def test_a_run_cut_short_goes_on_to_the_same_weights(trained, tmp_path, stage):
     """Killed after its first checkpoint, at iteration 20, and resumed: as if nothing had
@@ -479,7 +467,7 @@ def test_a_run_cut_short_goes_on_to_the_same_weights(trained, tmp_path, stage):
     if stage in STUDENTS:
         shutil.copy(trained / "out/dfm.pt", out)
     flags = [stage, *TINY, "--out", out, "--validate-every", 20]
-    run(trained, "-c", DIE_AT_THE_FIRST_CHECKPOINT, *flags, status=9)
+    run(trained, "-c", DIE_AT_THE_FIRST_CHECKPOINT + "train.main()", *flags, status=9)
     assert load(out / f"{stage}.pt")["iteration"] == 20
     assert "exists" in error_line(trained, "train.py", *flags)
     line = error_line(trained, "train.py", *flags, "--batch-size", 8, "--resume")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import flow
-from command import PYDOCS, TINY, copy_project, run
+from command import DIE_AT_THE_FIRST_CHECKPOINT, PYDOCS, TINY, copy_project, run
 from common import device as devices
 from common.command import UserError
 
@@ -78,15 +78,6 @@ common.device.number_format = lambda device: torch.float16
 import train
 train.main()
 """
-DIE = """
-import os
-import common.run
-save_checkpoint = common.run.save_checkpoint
-def save_and_die(*arguments, **options):
-    save_checkpoint(*arguments, **options)
-    os._exit(9)
-common.run.save_checkpoint = save_and_die
-"""
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +92,7 @@ def test_float16_trains_and_resumes(project):
     a run ends with the weights of an undisturbed one."""
     flags = ["dfm", *TINY, "--iterations", 60]
     run(project, "-c", FLOAT16, *flags, "--out", "whole")
-    run(project, "-c", DIE + FLOAT16, *flags, "--out", "killed", status=9)
+    run(project, "-c", DIE_AT_THE_FIRST_CHECKPOINT + FLOAT16, *flags, "--out", "killed", status=9)
     run(project, "-c", FLOAT16, *flags, "--out", "killed", "--resume")
     whole, killed = (
         torch.load(project / out / "dfm.pt", weights_only=True) for out in ("whole", "killed")

@@ -325,7 +325,7 @@ def test_checkpoints_of_another_kind(trained, out):
     assert "does not fit together" in line_with(config=config | {"dim": 32})
     assert "does not fit together" in line_with(config=config | {"source": "mask"})
     assert "does not fit together" in line_with(config=config | {"depth": 3})
-    assert "is damaged (config)" in line_with(config=None)
+    assert "is damaged (config of the file" in line_with(config=None)
 
 
 def test_checkpoints_of_format_1(trained, out):
