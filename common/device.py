@@ -1,6 +1,7 @@
 """Where it runs: the device, the number format of its matrix products, how much fits."""
 
 import functools
+import importlib.util
 
 import torch
 
@@ -68,6 +69,12 @@ def gradient_scaler(device):
     the loss larger before the backward pass and divides the gradients afterwards. An iteration in
     which one overflows changes no weight, and the next factor is smaller."""
     return torch.amp.GradScaler(device.type, enabled=number_format(device) == torch.float16)
+
+
+def can_compile(device):
+    """Whether torch.compile is worth its time there: on a CUDA GPU, if Triton, which writes the
+    kernels, is installed. PyTorch for Windows comes without it."""
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 def texts_at_a_time(length, vocab_size, most=64):

@@ -68,6 +68,15 @@ def test_float32_draws_never_have_a_weight_of_zero(float32_draws, monkeypatch):
         assert (weights.gather(1, drawn[:, None]) > 0).all(), (u, drawn)
 
 
+def test_nothing_is_compiled_where_triton_is_missing(monkeypatch):
+    """As on Windows, with an NVIDIA GPU."""
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
+    assert not devices.can_compile(cuda)
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: name)
+    assert devices.can_compile(cuda) and not devices.can_compile(cpu)
+
+
 # ------------------------------------------------------------------------------------------------
 # GPUs without bfloat16
 
