@@ -91,6 +91,11 @@ def text_logits(logits, config):
     return logits[..., : config.vocab_size].float()
 
 
+def log_p_of(x, log_p):
+    """log p(x), (B, L), for tokens x (B, L) and log_p (B, L, V)."""
+    return -F.nll_loss(log_p.flatten(0, 1), x.flatten(), reduction="none").view_as(x)
+
+
 def generalized_kl(logits, x_1, x_t, t, config, loss_weight_max=math.inf):
     """The loss of DFM per token, (B, L) in nats (Shaul et al. 2025).
 
@@ -108,10 +113,10 @@ def generalized_kl(logits, x_1, x_t, t, config, loss_weight_max=math.inf):
     weight = rate(t, config.exponent).clamp(max=loss_weight_max)
     weight = torch.where(t < 1, weight, 0)
     log_p = text_logits(logits, config).log_softmax(-1)  # (B, L, V)
-    log_p_1 = log_p.gather(-1, x_1[..., None]).squeeze(-1)  # (B, L), log p(x_1)
+    log_p_1 = log_p_of(x_1, log_p)  # (B, L), log p(x_1)
     if config.source == "mask":
         return weight * torch.where(x_t == config.mask_id, -log_p_1, 0)
-    p_stay = log_p.gather(-1, x_t[..., None]).squeeze(-1).exp()  # (B, L), p(x_t)
+    p_stay = log_p_of(x_t, log_p).exp()  # (B, L), p(x_t)
     return weight * torch.where(x_t == x_1, 1 - p_stay, -p_stay - log_p_1)
 
 

@@ -23,6 +23,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ from tqdm import tqdm
 
 from common.checkpoint import STAGES, STUDENTS, load_finished_dfm, versions
 from common.command import Parser, UserError, number, printable, run_command
-from common.device import autocast, gradient_scaler, pick_device
+from common.device import autocast, can_compile, gradient_scaler, pick_device
 from common.files import OUT, file_hash, lock, open_log
 from common.judge import generate_autoregressive, next_token_nll
 from common.optimizer import make_optimizers, must_fit, set_learning_rate
@@ -386,7 +387,7 @@ def start_run(arguments, settings, dataset, device, world):
     return run
 
 
-def update_weights(run, network, teacher, dataset, device, rank):
+def update_weights(run, network, loss_function, dataset, device, rank):
     """One iteration. Returns its mean loss over this process's forward passes, on the device."""
     settings, accumulation = run.settings, run.settings.accumulation
     total_loss = torch.zeros((), device=device)
@@ -397,7 +398,7 @@ def update_weights(run, network, teacher, dataset, device, rank):
         if isinstance(network, DistributedDataParallel):  # processes exchange gradients once
             network.require_backward_grad_sync = i == accumulation - 1
         with autocast(device):
-            loss = loss_of(run.stage, network, teacher, x_1, settings) / accumulation
+            loss = loss_function(x_1, settings) / accumulation
         run.scaler.scale(loss).backward()
         total_loss += loss.detach()
     for optimizer in run.optimizers:
@@ -417,7 +418,7 @@ def update_weights(run, network, teacher, dataset, device, rank):
     return total_loss
 
 
-def train(run, network, teacher, dataset, device, rank, world):
+def train(run, network, loss_function, dataset, device, rank, world):
     """The loop: iterations, a row of the log for every tenth, validations, checkpoints."""
     settings, path = run.settings, run.path
     stop = StopRequest(ignore=rank > 0)
@@ -427,7 +428,7 @@ def train(run, network, teacher, dataset, device, rank, world):
     began = time.perf_counter() - run.seconds
     for iteration in bar:
         set_learning_rate(run.optimizers, iteration, settings)
-        loss = update_weights(run, network, teacher, dataset, device, rank)
+        loss = update_weights(run, network, loss_function, dataset, device, rank)
         run.seconds = time.perf_counter() - began
         finished = run.iteration == settings.iterations
         validation_due = run.iteration % settings.validate_every == 0 or finished
@@ -478,9 +479,12 @@ def main():
             return print(f"{path} is finished ({run.settings.iterations} iterations)")
     else:
         run = start_run(arguments, settings, dataset, device, world)
-    network, teacher = run.model, run.ema
-    if arguments.compile or (arguments.compile is None and device.type == "cuda"):
-        network, teacher = torch.compile(network), teacher and torch.compile(teacher)
+    network, teacher, loss_function = run.model, run.ema, loss_of
+    if arguments.compile or (arguments.compile is None and can_compile(device)):
+        if teacher is None and world == 1:  # network and loss as one graph: docs/speed.md
+            loss_function = torch.compile(loss_of)
+        else:
+            network, teacher = torch.compile(network), teacher and torch.compile(teacher)
         for other in (run.auxiliary, run.frozen_dfm):
             if other is not None:
                 other.compile()
@@ -496,7 +500,8 @@ def main():
         print(f"{run.stage}: {millions:.1f}M parameters, {tokens:.2f}M tokens, on {device}")
 
     # loop
-    train(run, network, teacher, dataset, device, rank, world)
+    loss_function = partial(loss_function, run.stage, network, teacher)
+    train(run, network, loss_function, dataset, device, rank, world)
     if world > 1:
         torch.distributed.barrier()  # without it one may leave while another still works
         # All is saved. PyTorch's clean-up can wait for ever: it joins gloo's thread and holds

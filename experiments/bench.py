@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.command import Parser, UserError, run_command
-from common.device import autocast, pick_device
+from common.device import autocast, can_compile, pick_device
 from common.files import OUT, write_text
 from common.judge import generate_autoregressive
 from common.optimizer import make_optimizers
@@ -292,7 +292,7 @@ def generation(bench):
     many = seconds(partial(write, network, 1, 1024), device, 3, warm_up=False)
     yield Line("1,024 tokens in 1,024 steps", many, 1)
     yield Line("the same in 8 steps", few, many / few)
-    if device.type == "cuda":
+    if can_compile(device):
         compiled = partial(write, network, 1, 8, settings=Sampler(compile=True))
         compiled = seconds(compiled, device, 9)
         yield Line("the same, compiled", compiled, few / compiled)
@@ -315,9 +315,9 @@ STUDENTS = {
 }
 
 
-def train_once(stage, network, teacher, optimizers, x_1, config):
+def train_once(loss_function, optimizers, x_1, config):
     with autocast(x_1.device):
-        loss = loss_of(stage, network, teacher, x_1, config)
+        loss = loss_function(x_1, config)
     loss.backward()
     for optimizer in optimizers:
         optimizer.step()
@@ -330,11 +330,14 @@ def make_step(stage, bench, x_1, vocab_size, changes, compiled):
     shape = (bench.preset, bench.device, vocab_size)
     network = make_network(*shape, step_aware=stage == "fsdfm").train()
     teacher = make_network(*shape, step_aware=True).requires_grad_(False).eval()
-    if compiled:
+    loss_function = loss_of
+    if compiled and stage == "dfm":  # as in train.py
+        loss_function = torch.compile(loss_of)
+    elif compiled:
         network.compile()
         teacher.compile()
-    optimizers = make_optimizers(network, config)
-    return partial(train_once, stage, network, teacher, optimizers, x_1, config)
+    loss_function = partial(loss_function, stage, network, teacher)
+    return partial(train_once, loss_function, make_optimizers(network, config), x_1, config)
 
 
 def training(bench):
@@ -348,9 +351,10 @@ def training(bench):
     # operations, of a network that is not compiled: torch.compile gives up under the counter
     with FlopCounterMode(display=False) as counter:
         make_step("dfm", bench, x_1, vocab_size, {}, compiled=False)()
-    steps = [make_step("dfm", bench, x_1, vocab_size, {}, on_cuda)]
+    compiled = can_compile(bench.device)
+    steps = [make_step("dfm", bench, x_1, vocab_size, {}, compiled)]
     for changes in STUDENTS.values():
-        steps.append(make_step("fsdfm", bench, x_1, vocab_size, changes, on_cuda))
+        steps.append(make_step("fsdfm", bench, x_1, vocab_size, changes, compiled))
     dfm, *students = seconds_in_turn(steps, bench.device, 25)
     size = f"{batch_size} x {config.block_size} tokens, V {vocab_size:,}"
     limit = counter.get_total_flops() / bench.matrix_rate

@@ -13,7 +13,7 @@ from distill import STEP_WEIGHTS, distillation_loss
 from experiments.bench import growth_exponent, textbook_categorical, textbook_jump
 from flow import Sampler, categorical, generate, jump_probability, sample_source
 from model import ModelConfig, Transformer
-from train import make_config
+from train import loss_of, make_config
 
 TORCH_COMPILE = torch.compile
 
@@ -64,9 +64,10 @@ class Counter:
         return TORCH_COMPILE(function, backend=self, **options)
 
 
-def small_network():
+def small_network(stage="fsdfm"):
     shape = {"vocab_size": 5, "block_size": 8, "n_layer": 1, "n_head": 2, "dim": 16, "cond_dim": 8}
-    return Transformer(ModelConfig(**shape, step_aware=True))
+    kind = {"step_aware": stage == "fsdfm", "causal": stage == "judge"}
+    return Transformer(ModelConfig(**shape, **kind))
 
 
 def test_the_sampler_is_compiled_once(monkeypatch):
@@ -99,6 +100,22 @@ def test_training_is_compiled_a_few_times(monkeypatch):
         distillation_loss(student, teacher, x_1, settings).backward()
     assert len(counters.student.graphs) == 1
     assert 1 <= len(counters.teacher.graphs) <= 3
+
+
+@pytest.mark.parametrize("stage", ["judge", "dfm"])
+def test_network_and_loss_are_one_graph(stage):
+    """Without a teacher there is no break, no second graph, and the loss is the same."""
+    torch._dynamo.reset()
+    counter = Counter()
+    compiled = TORCH_COMPILE(loss_of, backend=counter, fullgraph=True)
+    network, settings = small_network(stage), make_config(stage, "tiny")
+    x_1 = torch.randint(5, (8, 8))
+    losses = []
+    for loss_function in (loss_of, compiled, compiled):
+        torch.manual_seed(1)
+        losses.append(loss_function(stage, network, None, x_1, settings))
+    torch.testing.assert_close(losses[1:], losses[:1] * 2)
+    assert len(counter.graphs) == 1
 
 
 def test_bench_runs(tmp_path):

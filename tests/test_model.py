@@ -8,6 +8,7 @@ test_measures.py, and the student's start is in test_distill.py.
 import contextlib
 import math
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import train
-from common.fast import attention_on_cpu
+from common.fast import attention_by_formula, padded_linear
 from common.optimizer import Muon, make_optimizers, orthogonalize, set_learning_rate
 from model import ModelConfig, ScalarEmbedding, Transformer, copy_dfm_weights
 from model import rotary_tables, rotate, sinusoidal_positions
@@ -156,8 +157,17 @@ def test_who_knows_where_it_stands(positions):
     assert same == (positions == "rotary")
 
 
+def test_a_text_longer_than_those_of_training():
+    """A network of a longer block with the same weights says the same."""
+    short = random_network(CONFIG)
+    long = random_network(replace(CONFIG, block_size=32))
+    long.load_state_dict(short.state_dict())
+    x, t = torch.randint(20, (2, 24)), torch.rand(2)
+    torch.testing.assert_close(short(x, t), long(x, t))
+
+
 # ------------------------------------------------------------------------------------------------
-# attention on the CPU
+# what is there for speed
 
 
 def values_and_gradients(attend, inputs, is_causal, upstream):
@@ -168,10 +178,10 @@ def values_and_gradients(attend, inputs, is_causal, upstream):
 
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("L", [1, 7, 64])
-def test_attention_on_cpu_is_pytorchs(is_causal, L):
+def test_attention_by_formula_is_pytorchs(is_causal, L):
     q, k, v, upstream = torch.randn(4, 2, 3, L, 8)  # (B, heads, L, head_dim) each
     inputs = [part.requires_grad_() for part in (q, k, v)]
-    ours = values_and_gradients(attention_on_cpu, inputs, is_causal, upstream)
+    ours = values_and_gradients(attention_by_formula, inputs, is_causal, upstream)
     pytorch = F.scaled_dot_product_attention
     theirs = values_and_gradients(pytorch, inputs, is_causal, upstream)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
@@ -181,17 +191,28 @@ def test_attention_of_one_new_token_to_all_before_it():
     """As with a key-value cache: one query, seven keys."""
     q, k, v = torch.randn(2, 3, 1, 8), torch.randn(2, 3, 7, 8), torch.randn(2, 3, 7, 8)
     expected = F.scaled_dot_product_attention(q, k, v)
-    torch.testing.assert_close(attention_on_cpu(q, k, v), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(attention_by_formula(q, k, v), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_attention_of_long_texts_is_the_same_without_gradients(is_causal):
     q, k, v = torch.randn(3, 1, 2, 1030, 8)
     assert q[..., 0].numel() * 1030 > 2**21  # enough scores for the other path
-    with_gradients = attention_on_cpu(q, k, v, is_causal)
+    with_gradients = attention_by_formula(q, k, v, is_causal)
     with torch.no_grad():
-        without = attention_on_cpu(q, k, v, is_causal)
+        without = attention_by_formula(q, k, v, is_causal)
     torch.testing.assert_close(without, with_gradients, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 65])
+def test_padded_linear_is_pytorchs(n):
+    x, weight, bias = torch.randn(2, 3, 8), torch.randn(n, 8), torch.randn(n)
+    inputs = [part.requires_grad_() for part in (x, weight, bias)]
+    ours, theirs = padded_linear(*inputs), F.linear(*inputs)
+    torch.testing.assert_close(ours, theirs)
+    upstream = torch.randn(2, 3, n)
+    gradients = [torch.autograd.grad((y * upstream).sum(), inputs) for y in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -238,12 +259,18 @@ def start(stage, **flags):
     return run
 
 
+def one_iteration(run, texts):
+    """The loss of an iteration of update_weights."""
+    loss_function = partial(loss_of, run.stage, run.model, None)
+    return update_weights(run, run.model, loss_function, texts, CPU, rank=0)
+
+
 def train_briefly(stage, iterations):
     """The losses and the final weights of a few iterations."""
     run, losses = start(stage, iterations=iterations, batch_size=8), []
     for iteration in range(iterations):
         set_learning_rate(run.optimizers, iteration, run.settings)
-        losses.append(update_weights(run, run.model, None, Texts(), CPU, rank=0).item())
+        losses.append(one_iteration(run, Texts()).item())
     return losses, [p.detach() for p in run.model.parameters()]
 
 
@@ -288,7 +315,7 @@ def gradient_of_an_iteration(x, accumulation):
     torch.manual_seed(0)
     run.model = random_network(run.model.config)
     run.optimizers = [KeepGradient(run.model)]
-    loss = update_weights(run, run.model, None, Repeated(x), CPU, rank=0)
+    loss = one_iteration(run, Repeated(x))
     return loss, run.optimizers[0].gradient
 
 
@@ -307,7 +334,7 @@ def test_the_gradient_is_clipped():
     run = start("judge", clip=0.01)
     run.model = random_network(run.model.config)
     run.optimizers = [KeepGradient(run.model)]
-    update_weights(run, run.model, None, Texts(), CPU, rank=0)
+    one_iteration(run, Texts())
     assert run.optimizers[0].gradient.norm().item() == pytest.approx(0.01, rel=1e-3)
 
 
