@@ -27,9 +27,11 @@ def write_safely(path, write, keep=None):
     `path` is then as it was, and nothing temporary is left.
     """
     path = Path(os.path.realpath(path))  # a link to another disk stays one
+    must_be_ordinary(path)  # renamed to /dev/null, a file would take its place
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)  # a link or a pipe would lead elsewhere
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())  # a full disk may show only now
@@ -110,6 +112,7 @@ def lock(path):
 
     UserError if another process holds it. Closing the returned file gives the lock back.
     """
+    must_be_ordinary(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a")
     atexit.register(file.close)
@@ -125,6 +128,7 @@ def lock(path):
 
 def file_hash(path):
     """The SHA-256 of a file, in hexadecimal."""
+    must_be_ordinary(Path(path))
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -134,6 +138,7 @@ def open_log(path, start):
 
     Later rows, which a run that was cut short may have left, are dropped, and so is half a row.
     """
+    must_be_ordinary(path)
     lines = [",".join(LOG_COLUMNS)]
     if start and path.exists():
         for line in path.read_text("utf-8", "replace").splitlines():

@@ -5,6 +5,8 @@ A user may have edited the file, so every field that is used is checked: read_re
 
 import hashlib
 import json
+import os
+from pathlib import Path
 
 from common.checkpoint import LABELS
 from common.command import UserError
@@ -96,6 +98,7 @@ def continue_report(path, key):
     A report with another key in its place is archived under a name that its key makes, and the
     one with this key comes back if it was archived before. UserError if a file is damaged.
     """
+    path = Path(os.path.realpath(path))  # of a link, the target is archived: it stays one
     report = read_report(path) if path.exists() else {}
     if report and report["key"] != key:
         archived = path.replace(archived_name(path, report["key"]))

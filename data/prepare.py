@@ -51,7 +51,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.command import Parser, UserError, number, printable, run_command
-from common.files import lock, read_json, write_safely, write_text
+from common.files import lock, must_be_ordinary, read_json, write_safely, write_text
 from data.dataset import FORMAT, Dataset
 from data.download import SHARDS, TEXTS, download
 from data.stories import make_story, vocabulary
@@ -124,6 +124,7 @@ def python_text():
 def open_text(path):
     """Opens a file, compressed or not, to read bytes. FILE.zip#MEMBER is a member of an archive."""
     archive, _, member = str(path).partition(".zip#")
+    must_be_ordinary(Path(archive + ".zip" if member else path))  # a text is read more than once
     if member:
         return zipfile.ZipFile(archive + ".zip").open(member)
     if str(path).endswith(".gz"):
@@ -330,16 +331,22 @@ def write_tokens(folder, write_split):
     writes one of them and returns its number.
 
     Both are complete before either replaces an older file. meta.json is deleted in between, so
-    that an interruption cannot leave it beside files that it does not describe.
+    that an interruption cannot leave it beside files that it does not describe. A link stays one:
+    what it leads to is replaced.
     """
-    new = {split: folder / f"{split}.bin.new" for split in ("train", "val")}
+    names = ("train.bin", "val.bin", "meta.json")
+    *files, meta = (Path(os.path.realpath(folder / name)) for name in names)
+    for path in (*files, meta):
+        must_be_ordinary(path)
+    files = dict(zip(("train", "val"), files))
+    new = {split: path.with_name(path.name + ".new") for split, path in files.items()}
     try:
         counts = {split: write_split(split, new[split]) for split in new}
         if min(counts.values()) == 0:
             raise UserError("the text was empty when it was read again: give ordinary files")
-        (folder / "meta.json").unlink(missing_ok=True)
+        meta.unlink(missing_ok=True)
         for split in new:
-            os.replace(new[split], folder / f"{split}.bin")
+            os.replace(new[split], files[split])
     finally:
         for path in new.values():
             path.unlink(missing_ok=True)
@@ -588,8 +595,6 @@ def is_folder_name(name):
 def check_files(paths):
     """UserError if a file cannot be read. This is checked before anything is written."""
     for path in paths:
-        if Path(path).exists() and not Path(path).is_file():
-            raise UserError(f"{path} is not an ordinary file: a text is read more than once")
         next(read_text(path))
 
 

@@ -11,7 +11,6 @@ a Row below: the flags that train.py and eval.py get. Each row has a folder of i
 recipe and the mask source have a DFM of their own, too. Before: eval.py, docs/results.md.
 """
 
-import csv
 import filecmp
 import os
 import shutil
@@ -29,8 +28,9 @@ import common.early  # first: Ctrl-C is quiet from here on
 import matplotlib.pyplot as plt
 
 from common import files
+from common.checkpoint import load_checkpoint
 from common.command import Parser, UserError, number, run_command, seed_number
-from common.files import write_safely, write_text
+from common.files import must_be_ordinary, write_safely, write_text
 from common.report import read_report
 from eval import FEW
 from plot import ENTROPY, GREY, LOOK, PERPLEXITY, STYLES, lowest_variety, plain_log_scale
@@ -133,6 +133,8 @@ def copy(source, target, arguments):
     belongs to another network."""
     if not source.exists():
         raise UserError(f"there is no {source}: run `bash speedrun.sh` first")
+    must_be_ordinary(source)
+    must_be_ordinary(target)
     if not target.exists():
         write_safely(target, lambda temporary: shutil.copyfile(source, temporary))
     elif not filecmp.cmp(source, target, shallow=False):
@@ -147,8 +149,7 @@ def train(row, seed, arguments):
     folder = folder_of(row.name, seed, arguments)
     if row.copy_of:
         source = folder_of(row.copy_of, seed, arguments)
-        for name in (f"{row.stage}.pt", f"{row.stage}.csv"):
-            copy(source / name, folder / name, arguments)
+        copy(source / f"{row.stage}.pt", folder / f"{row.stage}.pt", arguments)
         return folder
     if row.stage == "fsdfm":
         dfm = folder_of(row.dfm, seed, arguments) / "dfm.pt"
@@ -169,8 +170,7 @@ def measure(row, seed, folder, arguments):
     run_script("eval.py", *flags, *row.sampling.split())
     report = read_report(folder / "eval.json")
     measures = {one["steps"]: one for one in report["rows"] if one["temperature"] == 1}
-    with (folder / f"{row.stage}.csv").open(encoding="utf-8") as log:
-        seconds = float(list(csv.DictReader(log))[-1]["seconds"])
+    seconds = load_checkpoint(folder / f"{row.stage}.pt")["seconds"]
     return Result(row.name, seed, seconds, measures, report["real"])
 
 
