@@ -30,10 +30,10 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from common.checkpoint import STAGES, STUDENTS, load_finished_dfm, versions
+from common.checkpoint import STAGES, STUDENTS, load_finished_dfm, previous_name, versions
 from common.command import Parser, UserError, number, printable, run_command
 from common.device import autocast, can_compile, gradient_scaler, pick_device
-from common.files import OUT, file_hash, lock, open_log
+from common.files import OUT, file_hash, lock, must_be_ordinary, open_log
 from common.judge import generate_autoregressive, next_token_nll
 from common.optimizer import make_optimizers, must_fit, set_learning_rate
 from common.run import Run, add_auxiliary, must_be_finite, resume_run, save_run
@@ -470,6 +470,8 @@ def main():
 
     # data
     held = lock(arguments.out / "train.lock") if rank == 0 else None  # until the process ends
+    for file in (path, previous_name(path)):  # now, not at the first checkpoint
+        must_be_ordinary(file)
     dataset = Dataset(arguments.data)
 
     # network, EMA, optimizers

@@ -30,7 +30,7 @@ def write_safely(path, write, keep=None):
     must_be_ordinary(path)  # renamed to /dev/null, a file would take its place
     temporary = path.with_name(path.name + ".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         temporary.unlink(missing_ok=True)  # a link or a pipe would lead elsewhere
         write(temporary)
         with temporary.open("rb+") as file:
@@ -53,6 +53,14 @@ def must_be_ordinary(path):
     which might be read for ever."""
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is not an ordinary file")
+
+
+def make_folder(path):
+    """UserError if there is something else at `path`, or a link to nothing."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UserError(f"{path} is not a folder: move it away, or name another folder") from error
 
 
 def read_json(path):
@@ -113,7 +121,7 @@ def lock(path):
     UserError if another process holds it. Closing the returned file gives the lock back.
     """
     must_be_ordinary(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     file = path.open("a")
     atexit.register(file.close)
     try:

@@ -65,6 +65,8 @@ class Dataset:
             if (folder / "meta.json").exists():
                 problem = f"{Path(error.filename).name} is missing from"
             raise UserError(f"{problem} data/{name}: run `{self.how_to_make}`") from error
+        except PermissionError:  # nothing is damaged
+            raise
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             raise UserError(
                 f"data/{name} is damaged ({error}): delete it and run `{self.how_to_make}`"

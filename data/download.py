@@ -15,7 +15,7 @@ import urllib.request
 from tqdm import tqdm
 
 from common.command import UserError
-from common.files import file_hash, must_be_ordinary
+from common.files import file_hash, make_folder, must_be_ordinary
 
 HUB = "https://huggingface.co/datasets"
 STORIES = f"{HUB}/roneneldan/TinyStories/resolve/main/TinyStoriesV2-GPT4"
@@ -66,7 +66,7 @@ def download(address, path, sha256=None, timeout=30):
     """
     if path.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     part = path.with_name(path.name + ".part")
     must_be_ordinary(part)
     redirects = Redirects()

@@ -340,6 +340,8 @@ def write_tokens(folder, write_split):
         must_be_ordinary(path)
     files = dict(zip(("train", "val"), files))
     new = {split: path.with_name(path.name + ".new") for split, path in files.items()}
+    for path in new.values():
+        path.unlink(missing_ok=True)  # a link would be taken for the file
     try:
         counts = {split: write_split(split, new[split]) for split in new}
         if min(counts.values()) == 0:
@@ -589,7 +591,7 @@ def is_folder_name(name):
         return False
     if name.startswith((".", "-")) or name in ("", "__pycache__"):
         return False
-    return not (FOLDER / name).is_file()
+    return (FOLDER / name).is_dir() or not (FOLDER / name).exists()
 
 
 def check_files(paths):

@@ -21,6 +21,7 @@ import torch
 
 from command import PYDOCS, TINY, Command, copy_project, error_line, last_error_line
 from command import run, run_python
+from kinds import SLOW, Case, all_cases, make_pristine, try_kinds
 from soak import READERS, fuzz, kill_and_resume, logged_losses, mutate
 
 STAGES = ("judge", "dfm", "fsdfm")
@@ -443,3 +444,14 @@ def test_files_and_an_environment_that_are_nearly_right(trained):
     run(trained, "eval.py", *PYDOCS, "--steps", 1, "--num-samples", 2)
     run(trained, *READERS["data/pydocs/meta.json"])
     assert mutate(trained, 15) == 15
+
+
+def test_something_else_in_the_place_of_a_file(tmp_path):
+    """A pipe, a link, a folder, ...; soak.py tries all."""
+    project = copy_project(tmp_path / "pristine")
+    make_pristine(project)
+    quick = [case for case in all_cases() if case.command not in SLOW]
+    cases = [Case("train", "out/train.lock", "pipe"), Case("prepare", "data/mine/val.bin", "link")]
+    cases += [Case("eval-again", "out/eval.json", "link"), *random.Random(3).sample(quick, 12)]
+    tried, left_out = try_kinds(project, tmp_path / "tried", cases)
+    assert tried + left_out == 15 and tried >= 5
