@@ -571,6 +571,8 @@ def check_arguments(arguments):
         raise UserError(f"--validation must be between 0 and 1, not {arguments.validation}")
     if not is_folder_name(name):
         raise UserError(f"{name!r} is not a folder name")
+    if (FOLDER / name).exists() and not (FOLDER / name).is_dir():
+        raise UserError(f"data/{name} is not a folder: choose another name")
     if arguments.text:
         return
     if name not in known_names():
@@ -586,12 +588,10 @@ def check_arguments(arguments):
 
 
 def is_folder_name(name):
-    """Whether data/NAME can be written: not elsewhere, not hidden, not a file of the project."""
+    """Whether data/NAME can be a folder of tokens: not elsewhere, not hidden."""
     if Path(name).name != name or "\0" in name:
         return False
-    if name.startswith((".", "-")) or name in ("", "__pycache__"):
-        return False
-    return (FOLDER / name).is_dir() or not (FOLDER / name).exists()
+    return not name.startswith((".", "-")) and name not in ("", "__pycache__")
 
 
 def check_files(paths):

@@ -671,7 +671,7 @@ def test_bad_texts(project, tmp_path):
         (["mine", "--text", tmp_path / "absent"], "cannot read"),
         (["mine"], "--text"),
         (["mine", *long, "--validation", "0.9999999"], "0 characters to train on"),
-        (["dataset.py", *long], "not a folder name"),
+        (["dataset.py", *long], "data/dataset.py is not a folder"),
     ):
         assert words in error_line(project, "data/prepare.py", *arguments)
     assert not (project / "data/mine").exists()

@@ -4,6 +4,7 @@ says what is wrong, with nothing lost. Every case here went wrong once."""
 import base64
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -242,6 +243,49 @@ def test_the_shell_commands_and_their_flags():
     for flags in (["--seed", "2", "extra"], ["--seed"], ["--seed", "x"], ["--seed", "9" * 11]):
         result = shell("bash", "speedrun.sh", *flags)
         assert result.returncode == 2 and result.stderr.startswith("error: usage:")
+
+
+SYSTEM_PYTHON = """#!/bin/sh
+case "$*" in
+    *"-m venv"*) rm -rf .venv; mkdir -p .venv/bin; cp good .venv/bin/python ;;
+    *) exec {python} "$@" ;;
+esac
+"""
+GOOD = """#!/bin/sh
+case "$*" in
+    *"-m pip"*) echo "$*" >> installed ;;
+    *) exec {python} "$@" ;;
+esac
+"""
+BROKEN = {
+    "without packages": '#!/bin/sh\nexec {python} -I -S "$@"\n',
+    "a failing Python": "#!/bin/sh\nexit 3\n",
+    "another machine's Python": "#!/nowhere/python\n",
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_an_environment_that_broke_is_set_up_anew_once(tmp_path, kind):
+    """With a `python3` whose environments and packages cost nothing."""
+    def script(path, text):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.replace("{python}", sys.executable))
+        path.chmod(0o755)
+
+    shutil.copy(ROOT / "requirements.txt", tmp_path)
+    script(tmp_path / "bin/python3", SYSTEM_PYTHON)
+    script(tmp_path / "good", GOOD)
+    script(tmp_path / ".venv/bin/python", BROKEN[kind])
+    shutil.copy(ROOT / "requirements.txt", tmp_path / ".venv/installed")
+    command = f"set -euo pipefail; source '{ROOT}/common/setup.sh'; command -v python"
+    path = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    for message in ("setting up .venv", ""):
+        result = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=os.environ | path,
+                                capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.strip().endswith(f"{tmp_path}/.venv/bin/python")
+        assert result.stdout.startswith(message or str(tmp_path))
+    assert (tmp_path / "installed").read_text().count("-r requirements.txt") == 1
 
 
 def test_no_warning_is_left(trained, tmp_path):
