@@ -22,6 +22,7 @@ from common.files import OUT, field, file_hash, must_be_ordinary, write_safely
 from common.published import NETWORKS, is_published, load_published
 from common.quantize import dequantize
 from data.tokenizer import Tokenizer, check_description
+from flow import UPDATES
 from model import ModelConfig, Transformer
 
 WEIGHTS = ROOT / "weights"  # networks that come with the project
@@ -32,6 +33,14 @@ KEYS |= {"optimizers", "dfm", "passes", "format"}
 STAGES = ("judge", "dfm", "fsdfm", "dmd")
 STUDENTS = STAGES[2:]  # they begin as the DFM
 LABELS = {"dfm": "DFM", "fsdfm": "FS-DFM", "dmd": "distribution matching"}
+LARGEST = {  # in a network's config; the ranges of train.py's flags
+    "vocab_size": 2**20, "block_size": 2**20, "n_layer": 1000, "n_head": 1000, "dim": 2**16,
+    "cond_dim": 2**16, "dropout": 1, "given_share": 1, "exponent": 10, "time_scale": 1e6,
+}
+WORDS = {
+    "source": ("uniform", "mask"), "positions": ("rotary", "sinusoidal"),
+    "update": (*UPDATES, "renoise"),
+}
 
 # ------------------------------------------------------------------------------------------------
 # saving
@@ -164,13 +173,24 @@ def check_header(checkpoint, path):
         field(checkpoint, "ema", "the file", dict, optional=True)
         field(checkpoint, "dfm", "the file", str, optional=True)
         field(checkpoint["settings"], "iterations", "its settings", int, 0)
-        config = {item.name: item.default for item in fields(ModelConfig)} | checkpoint["config"]
-        for item in fields(ModelConfig):
-            kind = (int, float) if item.type is float else item.type
-            field(config, item.name, "its config", kind, 0)
+        check_config(checkpoint["config"])
         check_description(checkpoint["tokenizer"])
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): train it again") from error
+
+
+def check_config(given):
+    """ValueError if this is not the config of a network: a file may have been edited."""
+    config = {item.name: item.default for item in fields(ModelConfig)} | given
+    for item in fields(ModelConfig):
+        kind = (int, float) if item.type is float else item.type
+        value = field(config, item.name, "its config", kind, 1 if item.type is int else 0)
+        if item.name in LARGEST and value > LARGEST[item.name]:
+            raise ValueError(f"{item.name} is too large in its config")
+        if item.name in WORDS and value not in WORDS[item.name]:
+            raise ValueError(f"{item.name} is an unknown word in its config")
+    if config["dim"] % (2 * config["n_head"]):
+        raise ValueError("dim is no even multiple of n_head in its config")
 
 
 def network_of(checkpoint, path, weights="model"):
@@ -202,6 +222,9 @@ def load_model(path, device="cpu", network=NETWORKS[0], n_head=None):
         must_be_ours(checkpoint, path)
         model = network_of(checkpoint, path, "ema" if checkpoint["ema"] else "model")
         tokenizer = Tokenizer(checkpoint["tokenizer"])
+        if tokenizer.vocab_size != model.config.vocab_size:
+            reason = "its tokenizer has other tokens than its network"
+            raise UserError(f"{path} does not fit together ({reason}): train it again")
     model.file = checkpoint["file"]
     return model.to(device).eval(), tokenizer
 

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import common.early  # first: Ctrl-C is quiet from here on
 
 import torch
+from tqdm import tqdm
 
 from common.command import Parser, number, run_command
 from data.stories import vocabulary
@@ -78,7 +79,8 @@ def main():
     print(f"{'':45}{'grid':>8}" + "".join(f"{steps:>8}" for steps in STEPS))
     for power in (2, 1):
         for name, combinations in CASES.items():
-            wrong = [share_wrong(combinations, steps, power, n) for steps in STEPS]
+            counts = tqdm(STEPS, "agreement", leave=False, delay=1)
+            wrong = [share_wrong(combinations, steps, power, n) for steps in counts]
             grid = "power 2" if power == 2 else "uniform"
             print(f"{name:45}{grid:>8}" + "".join(f"{share:8.4f}" for share in wrong), flush=True)
 

@@ -35,6 +35,7 @@ import common.early  # first: Ctrl-C is quiet from here on
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 from common.command import Parser, UserError, run_command
 from common.device import autocast, can_compile, pick_device
@@ -445,9 +446,11 @@ def main():
     print(f"{rate:.2f} TFLOP/s in matrix products, {copied:.1f} GB/s copied")
     print(f"{'':62}{'measured':>12}{'ratio':>9}{'of the limit':>14}")
     rows = []
-    for part in arguments.only:
+    bar = tqdm(arguments.only, leave=False)
+    for part in bar:
+        bar.set_description(part)
         for line in PARTS[part](bench):
-            print(line, flush=True)
+            bar.write(str(line))
             rows.append({"part": part} | asdict(line))
     report = {"machine": name, "torch": torch.__version__, "preset": preset}
     report |= {"matrix_rate": bench.matrix_rate, "copy_rate": bench.copy_rate, "rows": rows}

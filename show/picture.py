@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")  # draws into a file, without a screen
 import matplotlib.pyplot as plt
 from matplotlib.animation import FuncAnimation, PillowWriter
+from tqdm import tqdm
 
 from common.files import write_safely
 from show.race import FEW_STEPS, words_of, wrap
@@ -92,17 +93,19 @@ def write_gif(path, runs, tokenizer, mask_id):
         for axis, run in zip(axes[0], runs):
             draw_pane(axis, run, seconds, tokenizer, mask_id)
 
-    animation = FuncAnimation(figure, draw, frames=picture_times(runs), init_func=lambda: None)
-    writer = PillowWriter(fps=PER_SECOND)
-    # the writer takes its format from the name, which is a temporary one
-    write_safely(path, lambda temporary: save_as_gif(animation, writer, temporary))
+    times = picture_times(runs)
+    animation = FuncAnimation(figure, draw, frames=times, init_func=lambda: None)
+    with tqdm(total=len(times), desc="drawing", leave=False, delay=1) as bar:
+        write_safely(path, lambda temporary: save_as_gif(animation, bar, temporary))
     plt.close(figure)
 
 
-def save_as_gif(animation, writer, temporary):
+def save_as_gif(animation, bar, temporary):
+    # the writer takes its format from the name, which is a temporary one
     named = temporary.with_name(temporary.name + ".gif")
     try:
-        animation.save(named, writer=writer, dpi=80)
+        writer = PillowWriter(fps=PER_SECOND)
+        animation.save(named, writer, dpi=80, progress_callback=lambda i, n: bar.update())
         named.replace(temporary)
     finally:
         named.unlink(missing_ok=True)

@@ -11,10 +11,15 @@ import sys
 import time
 
 import pytest
+import torch
 
 from command import ROOT, TINY, copy_project, error_line, run, run_python
+from common.checkpoint import check_config
 from data.tokenizer import Tokenizer, describe_words
 from sample import infill_template
+
+
+BYTES = [base64.b64encode(bytes([i])).decode() for i in range(256)]
 
 
 @pytest.fixture(scope="module")
@@ -286,6 +291,29 @@ def test_an_environment_that_broke_is_set_up_anew_once(tmp_path, kind):
         assert result.stdout.strip().endswith(f"{tmp_path}/.venv/bin/python")
         assert result.stdout.startswith(message or str(tmp_path))
     assert (tmp_path / "installed").read_text().count("-r requirements.txt") == 1
+
+
+@pytest.mark.parametrize("name, value", [
+    ("n_head", 0), ("n_head", 3), ("n_layer", 10**12), ("block_size", 0), ("dim", 7),
+    ("dropout", 5.0), ("given_share", -0.5), ("source", "x"), ("update", "x"), ("causal", 1),
+])
+def test_a_config_that_no_network_has(name, value):
+    good = {"vocab_size": 300, "n_head": 4}
+    check_config(good)
+    with pytest.raises(ValueError, match=name):
+        check_config(good | {name: value})
+
+
+@pytest.mark.parametrize("key, value, words", [
+    ("config", {"n_head": 0}, "n_head of its config is 0"),
+    ("tokenizer", {"kind": "bpe", "tokens": BYTES}, "other tokens than its network"),
+])
+def test_a_checkpoint_that_was_edited(trained, tmp_path, key, value, words):
+    checkpoint = torch.load(trained / "out/fsdfm.pt", weights_only=True)
+    checkpoint[key] |= value
+    torch.save(checkpoint, tmp_path / "edited.pt")
+    line = error_line(trained, "sample.py", "--steps", 1, "--checkpoint", tmp_path / "edited.pt")
+    assert words in line
 
 
 def test_no_warning_is_left(trained, tmp_path):

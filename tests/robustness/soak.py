@@ -317,7 +317,7 @@ def main():
     counts = ", ".join(f"{name}: {count}" for name, count in survived.items())
     print(f"{counts}; together {sum(survived.values())} faults survived")
     if left_out:
-        print(f"{left_out} kinds of files could not be tried: they need root that can drop its rights")
+        print(f"{left_out} kinds of files were not tried: they need root, without its rights")
 
 
 if __name__ == "__main__":
