@@ -447,10 +447,10 @@ def train(run, network, loss_function, dataset, device, rank, world):
                     bar.write(f"{run.iteration:>6}  {nats:.3f} nats  {text}")
                 log.writerow(row)
                 if validation_due:
-                    save_run(run, dataset.tokenizer)
+                    save_run(run, dataset)
         if stop.signal:
             if run.saved != run.iteration:
-                save_run(run, dataset.tokenizer)
+                save_run(run, dataset)
             bar.close()
             message = f"stopped after iteration {run.iteration}, which is saved"
             print(f"\n{message}: --resume goes on from there", file=sys.stderr)

@@ -172,6 +172,9 @@ def check_header(checkpoint, path):
         field(checkpoint, "passes", "the file", int, 1)
         field(checkpoint, "ema", "the file", dict, optional=True)
         field(checkpoint, "dfm", "the file", str, optional=True)
+        text = field(checkpoint, "text", "the file", dict, optional=True)  # none in older ones
+        for name in ("name", "sha256") if text else ():
+            field(text, name, "its text", str)
         field(checkpoint["settings"], "iterations", "its settings", int, 0)
         check_config(checkpoint["config"])
         check_description(checkpoint["tokenizer"])
@@ -211,8 +214,9 @@ def load_model(path, device="cpu", network=NETWORKS[0], n_head=None):
     """A trained network (its EMA if it has one), ready to use, and its tokenizer.
 
     From a checkpoint of train.py or a published `.pth`, recognised by their keys; `network` and
-    `n_head` are for the latter. model.file is the name of the file that was read. UserError if the
-    file is missing, damaged or something else.
+    `n_head` are for the latter. model.file is the name of the file that was read, model.text says
+    what it was trained on, if that is known. UserError if the file is missing, damaged or something
+    else.
     """
     checkpoint = load_checkpoint(path)
     if is_published(checkpoint):
@@ -225,7 +229,7 @@ def load_model(path, device="cpu", network=NETWORKS[0], n_head=None):
         if tokenizer.vocab_size != model.config.vocab_size:
             reason = "its tokenizer has other tokens than its network"
             raise UserError(f"{path} does not fit together ({reason}): train it again")
-    model.file = checkpoint["file"]
+    model.file, model.text = checkpoint["file"], checkpoint.get("text")
     return model.to(device).eval(), tokenizer
 
 

@@ -111,6 +111,7 @@ class PublishedJudge:
 
     def __init__(self, network):
         self.network = network
+        self.text = None  # what it was trained on is not known
         length = getattr(network.config, "max_position_embeddings", 1024)
         vocab_size = network.config.vocab_size
         self.config = ModelConfig(vocab_size=vocab_size, block_size=length, causal=True)

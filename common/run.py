@@ -53,7 +53,7 @@ def must_be_finite(finite, run):
         )
 
 
-def save_run(run, tokenizer):
+def save_run(run, dataset):
     """Writes the checkpoint, unless a weight is non-finite."""
     weights = (p for network in run.trained() for p in network.parameters())
     must_be_finite(all(p.isfinite().all() for p in weights), run)
@@ -63,7 +63,8 @@ def save_run(run, tokenizer):
         "seconds": run.seconds,
         "config": asdict(run.model.config),
         "settings": asdict(run.settings),
-        "tokenizer": tokenizer.description,
+        "tokenizer": dataset.tokenizer.description,
+        "text": {"name": dataset.name, "sha256": dataset.meta["text_sha256"]},
         "model": run.model.state_dict(),
         "ema": run.ema and run.ema.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in run.optimizers],

@@ -116,11 +116,22 @@ class Dataset:
                 )
 
     def must_match(self, checkpoint, path):
-        """UserError if the checkpoint, a dict that was read from `path`, has other tokens."""
+        """UserError if the checkpoint, a dict that was read from `path`, has other tokens, or is of
+        a text of this name that is not there any more."""
+        self.must_be_there(checkpoint.get("text"), path)
         if checkpoint["tokenizer"] != self.meta["tokenizer"]:
             raise UserError(
                 f"{path} was trained with other tokens than those of data/{self.name}: "
                 "train it again, or name its --data"
+            )
+
+    def must_be_there(self, text, path):
+        """UserError if the network at `path` was trained on a text of this name, and there is
+        another in its place. text: what its checkpoint says, or None."""
+        if text and text["name"] == self.name and text["sha256"] != self.meta["text_sha256"]:
+            raise UserError(
+                f"data/{self.name} has been replaced since {path} was trained on it: "
+                "train it again, or prepare the earlier text again"
             )
 
     def batch(self, split, batch_size, block_size, device="cpu"):

@@ -47,6 +47,24 @@ def test_a_prepared_text_is_not_replaced(trained):
     run(trained, "data/prepare.py", "mine", "--text", "t.txt", "--overwrite")
 
 
+def test_a_text_that_was_replaced(trained, tmp_path):
+    """Networks of the text before say so, also those whose tokens are the same."""
+    project = shutil.copytree(trained, tmp_path / "project")
+    flags = ["--tokenizer", "char", "--text", "t.txt"]
+    short = [*map(str, TINY[TINY.index("--preset") :]), "--data", "mine", "--iterations", 2]
+    (project / "t.txt").write_text("Some text to read. " * 400)
+    run(project, "data/prepare.py", "mine", *flags, "--overwrite")
+    for stage in ("judge", "dfm"):
+        run(project, "train.py", stage, *short, "--overwrite")
+    for text in ("daer ot txet Some. ", "Entirely new letters: xyz. "):
+        (project / "t.txt").write_text(text * 400)
+        run(project, "data/prepare.py", "mine", *flags, "--overwrite")
+        for line in (["train.py", "judge", *short, "--iterations", 4, "--resume"],
+                     ["train.py", "fsdfm", *short, "--overwrite"],
+                     ["eval.py", "--data", "mine", "--models", "dfm", "--steps", 1]):
+            assert "data/mine has been replaced since" in error_line(project, *line)
+
+
 HURT_META = {
     "header_bytes": (-2, None, "2"),
     "files": ({}, [], {"train": [], "val": ["val.bin"]}, {"train": ["train.bin"], "val": "val.bin"},

@@ -193,8 +193,8 @@ READERS = {  # a file that the project reads, and a command that reads it
     "out/dfm.pt": ["sample.py", "--model", "dfm", "--steps", "1"],
     "out/fsdfm.pt": ["train.py", "fsdfm", *TINY, "--resume"],
 }
-HEADER = ("stage", "iteration", "seconds", "config", "settings", "tokenizer", "passes", "format",
-          "dfm", "ema", "optimizers")  # of a checkpoint, besides the weights
+HEADER = ("stage", "iteration", "seconds", "config", "settings", "tokenizer", "text", "passes",
+          "format", "dfm", "ema", "optimizers")  # of a checkpoint, besides the weights
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "COLUMNS", "LINES", "TERM", "HOME", "TMPDIR",
                "TIKTOKEN_CACHE_DIR", "MPLCONFIGDIR", "PYTHONHASHSEED", "LANG", "LC_ALL")
 
