@@ -60,6 +60,20 @@ def be_the_command(folder, arguments, output, environment):
         runpy.run_path(arguments[0], run_name="__main__")
 
 
+# python -c ON_A_FULL_DISK SCRIPT ...: what is written before it is renamed goes to /dev/full, which
+# refuses every byte
+ON_A_FULL_DISK = """
+import pathlib, runpy, sys
+unlink = pathlib.Path.unlink
+def full(path, **options):
+    unlink(path, **options)
+    if path.suffix == ".tmp" and options:  # common/files.py is about to write it
+        path.symlink_to("/dev/full")
+pathlib.Path.unlink = full
+sys.argv = sys.argv[1:]
+sys.path.insert(0, str(pathlib.Path(sys.argv[0]).resolve().parent))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 DIE_AT_THE_FIRST_CHECKPOINT = """
 import os
 import common.run

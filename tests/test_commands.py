@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 
 import data.dataset
-from command import DIE_AT_THE_FIRST_CHECKPOINT, PYDOCS, ROOT, TINY, copy_project, error_line
-from command import run, run_python
+from command import DIE_AT_THE_FIRST_CHECKPOINT, ON_A_FULL_DISK, PYDOCS, ROOT, TINY, copy_project
+from command import error_line, run, run_python
 from common.checkpoint import STUDENTS
 from common.command import UserError
 from common.device import autocast
@@ -789,7 +789,7 @@ def test_a_full_disk_loses_nothing(trained, tmp_path):
         pytest.skip("needs /dev/full")
     (tmp_path / "eval.json").write_bytes((trained / "out/eval.json").read_bytes())
     (tmp_path / "curve.png").write_bytes(b"the old one")
-    (tmp_path / "curve.png.tmp").symlink_to("/dev/full")
-    assert "cannot write" in error_line(trained, "plot.py", "--out", tmp_path)
+    line = error_line(trained, "-c", ON_A_FULL_DISK, "plot.py", "--out", tmp_path)
+    assert "cannot write" in line and "No space left" in line
     assert (tmp_path / "curve.png").read_bytes() == b"the old one"
     assert not (tmp_path / "curve.png.tmp").is_symlink()

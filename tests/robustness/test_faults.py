@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import torch
 
-from command import PYDOCS, TINY, Command, copy_project, error_line, last_error_line
-from command import run, run_python
+from command import ON_A_FULL_DISK, PYDOCS, TINY, Command, copy_project, error_line
+from command import last_error_line, run, run_python
 from kinds import SLOW, Case, all_cases, make_pristine, try_kinds
 from soak import READERS, fuzz, kill_and_resume, logged_losses, mutate
 
@@ -188,16 +188,6 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-FULL = """
-import errno, os, runpy, sys
-def full(file):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-os.fsync = full
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
 def test_a_file_that_cannot_grow(trained, out):
     """The same as a full disk: one clear line, the checkpoint that was there intact, no temporary
     file."""
@@ -211,7 +201,7 @@ def test_a_file_that_cannot_grow(trained, out):
         ("eval.json", ["eval.py", *PYDOCS]),
         ("infill-pydocs.json", ["experiments/heldout.py", "infill", *PYDOCS]),
     ):
-        line = last_error_line(run_python(trained, "-c", FULL, *command, *few))
+        line = last_error_line(run_python(trained, "-c", ON_A_FULL_DISK, *command, *few))
         assert f"cannot write {out}/{name}: No space left" in line
         assert not list(out.glob("*.tmp"))
     command = ["data/prepare.py", "pydocs", "--overwrite"]
