@@ -255,7 +255,7 @@ def report_infill(networks, judge, blocks, dataset, arguments):
         real = {"given": pattern, "model": "real"}
         rows.append(real | measure_filled(x_1, judge, x_1, given))
         for name, network in networks.items():
-            for n in arguments.steps:
+            for n in tqdm(arguments.steps, f"{pattern} given, {name}", leave=False):
                 torch.manual_seed(arguments.seed)
                 filled = infill(network, x_1, given, n, sampler, batch_size)
                 row = {"given": pattern, "model": name, "steps": n}
@@ -285,7 +285,7 @@ def report_longer(networks, judge, blocks, dataset, arguments):
         real = blocks.flatten()
         texts = {("real", None): real[: len(real) // length * length].view(-1, length)}
         for name, network in networks.items():
-            for n in arguments.steps:
+            for n in tqdm(arguments.steps, f"{length} tokens, {name}", leave=False):
                 texts[name, n] = longer_samples(network, length, n, at_a_time, arguments)
         for (name, n), x in texts.items():
             quarters = perplexity_by_quarter(x, judge)
@@ -314,7 +314,7 @@ def report_longer_stories(networks, blocks, tokenizer, arguments):
         if pattern == second:
             given = given_tokens(x_1, tokenizer)[second]
         for name, network in networks.items():
-            for steps in arguments.steps:
+            for steps in tqdm(arguments.steps, f"{pattern} given, {name}", leave=False):
                 torch.manual_seed(arguments.seed)
                 filled = infill(
                     network, x_1, given, steps, make_sampler(arguments), arguments.batch_size
@@ -324,7 +324,7 @@ def report_longer_stories(networks, blocks, tokenizer, arguments):
                 row |= {"steps": steps} | with_errors({"right": torch.tensor(right).float()})
                 rows.append(row)
                 line = f"{length:>5} tokens, {stories}, {pattern} given: {name:6}{steps:>5}"
-                print(f"{line}  right {value_text(row, 'right')}", flush=True)
+                tqdm.write(f"{line}  right {value_text(row, 'right')}")
     return rows
 
 
@@ -336,7 +336,7 @@ def report_reverse(networks, judge, blocks, dataset, arguments):
     texts = {("real", None): dataset.batch("train", N, L, blocks.device)}
     sampler = make_sampler(arguments)
     for name, network in networks.items():
-        for n in arguments.steps:
+        for n in tqdm(arguments.steps, f"texts, {name}", leave=False):
             shape, seed, at_a_time = (N, L), arguments.seed, arguments.batch_size
             texts[name, n] = timed_samples(network, shape, n, sampler, seed, at_a_time)[0]
     rows = []
