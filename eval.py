@@ -164,20 +164,29 @@ def compare_speed(model, judge, x_1, dfm_row, sampler, batch_size):
     """
     N, L = x_1.shape
 
+    writes = isinstance(judge, Transformer)
+    total = 3 * N * ((L - 1 if writes else 0) + FEW)
+    bar = tqdm(total=total, desc="speed", unit="step", unit_scale=True, leave=False)
+
+    def on_step(step, x):
+        bar.update(len(x))
+
     def judge_writes():
         parts = x_1[:, :1].split(batch_size)
         with autocast(x_1.device):
-            return torch.cat([generate_autoregressive(judge, part, L) for part in parts])
+            return torch.cat([generate_autoregressive(judge, part, L, on_step) for part in parts])
 
     rows = []
-    if isinstance(judge, Transformer):
-        seconds = sorted(timed(judge_writes)[1] for _ in range(3))[1]
-        rows.append({"model": "judge", "network_calls": L - 1, "seconds": seconds})
-    seconds = dfm_row["seconds_per_sample"] * N
-    rows.append({"model": "dfm", "network_calls": dfm_row["steps"], "seconds": seconds})
-    times = [timed_samples(model, (N, L), FEW, sampler, 0, batch_size)[1] for _ in range(3)]
-    seconds = sorted(times)[1]
-    rows.append({"model": "fsdfm", "network_calls": FEW, "seconds": seconds})
+    with bar:
+        if writes:
+            seconds = sorted(timed(judge_writes)[1] for _ in range(3))[1]
+            rows.append({"model": "judge", "network_calls": L - 1, "seconds": seconds})
+        seconds = dfm_row["seconds_per_sample"] * N
+        rows.append({"model": "dfm", "network_calls": dfm_row["steps"], "seconds": seconds})
+        shape = N, L
+        times = [timed_samples(model, shape, FEW, sampler, 0, batch_size, on_step)[1]
+                 for _ in range(3)]
+        rows.append({"model": "fsdfm", "network_calls": FEW, "seconds": sorted(times)[1]})
     for row in rows:
         tokens = N * (L - 1 if row["model"] == "judge" else L)
         row |= {"texts": N, "tokens_per_second": tokens / row["seconds"]}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 from common.checkpoint import load_model
 from common.command import UserError
@@ -34,8 +35,9 @@ def next_token_nll(judge, x):
 def token_nll(judge, x):
     """The judge's -log p of every token but the first, in nats: (N, L) -> (N, L - 1) float32."""
     at_a_time = texts_at_a_time(x.shape[1], judge.config.vocab_size)
+    parts = tqdm(x.split(at_a_time), "judge", unit="batch", leave=False, delay=1)
     with autocast(x.device):
-        return torch.cat([next_token_nll(judge, part) for part in x.split(at_a_time)])
+        return torch.cat([next_token_nll(judge, part) for part in parts])
 
 
 def long_token_nll(judge, x):

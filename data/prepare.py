@@ -88,7 +88,8 @@ def python_documents():
     documents = {f"topic {name}": text.strip() for name, text in topics.items()}
     library = Path(sysconfig.get_path("stdlib"))
     seen = set()
-    for path in sorted(library.rglob("*.py"), key=lambda path: path.as_posix()):
+    paths = sorted(library.rglob("*.py"), key=lambda path: path.as_posix())
+    for path in tqdm(paths, "reading", unit="file", leave=False):
         name = path.relative_to(library)
         if OFTEN_MISSING & set(name.parts) or name.name.startswith("_sysconfigdata"):
             continue
@@ -207,12 +208,17 @@ def cut_safely(pieces, size=PIECE):
 
 def part_of(pieces, start, stop):
     """Yields the characters from `start` to `stop` of a text in pieces."""
-    for piece in pieces:
-        if stop <= 0:
-            return
-        yield piece[max(0, start) : stop]
-        start -= len(piece)
-        stop -= len(piece)
+    with tqdm(desc="skipping", unit="char", unit_scale=True, leave=False, delay=1) as bar:
+        for piece in pieces:
+            if stop <= 0:
+                return
+            if start > 0:
+                bar.update(len(piece))
+            else:
+                bar.close()
+            yield piece[max(0, start) : stop]
+            start -= len(piece)
+            stop -= len(piece)
 
 
 def encode(pieces, tokenizer, file):
@@ -313,10 +319,13 @@ def describe_tokens(kind, pieces, vocab_size):
     """The description (tokenizer.py) of a tokenizer, learned from the training text if needed."""
     if kind == "gpt2":
         return {"kind": "gpt2"}
+    pieces = islice(cut_safely(pieces), LEARN_FROM if kind == "bpe" else None)
+    name = "counting characters" if kind == "char" else "counting words"
+    pieces = tqdm(pieces, name, unit="piece", leave=False, delay=1)
     if kind == "word":
-        return learn_word(cut_safely(pieces), vocab_size)
+        return learn_word(pieces, vocab_size)
     if kind == "bpe":
-        return learn_bpe(islice(cut_safely(pieces), LEARN_FROM), vocab_size)
+        return learn_bpe(pieces, vocab_size)
     description = learn_char(pieces)
     count = len(description["characters"])
     if count > 2**16:
@@ -400,7 +409,8 @@ def prepare_stories(name):
     digest = hashlib.sha256()
 
     def write_split(split, path):
-        rows = tokenizer.encode_rows(stories[split], STORY_ROW)
+        texts = tqdm(stories[split], "encoding", unit="story", leave=False, delay=1)
+        rows = tokenizer.encode_rows(texts, STORY_ROW)
         for story in stories[split]:
             digest.update(story.encode())
         write_safely(path, rows.tofile)

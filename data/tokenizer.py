@@ -22,6 +22,7 @@ import sys
 from collections import Counter, defaultdict
 
 import numpy as np
+from tqdm import tqdm
 
 from common.command import UserError
 
@@ -109,15 +110,18 @@ def learn_bpe(pieces, vocab_size, longest=256):
     pairs = PairCounts(count_words(pieces, longest))
     tokens = [bytes([byte]) for byte in range(256)]
     known = set(tokens)
-    while len(tokens) < vocab_size and pairs.counts:
-        best = pairs.most_frequent()
-        if pairs.counts[best] < 2:
-            break
-        joined = best[0] + best[1]
-        if joined not in known:  # two pairs can spell the same bytes
-            known.add(joined)
-            tokens.append(joined)
-        pairs.merge(best)
+    total = vocab_size - len(tokens)
+    with tqdm(total=total, desc="learning byte pairs", unit="pair", leave=False, delay=1) as bar:
+        while len(tokens) < vocab_size and pairs.counts:
+            best = pairs.most_frequent()
+            if pairs.counts[best] < 2:
+                break
+            joined = best[0] + best[1]
+            if joined not in known:  # two pairs can spell the same bytes
+                known.add(joined)
+                tokens.append(joined)
+                bar.update()
+            pairs.merge(best)
     return {"kind": "bpe", "tokens": [base64.b64encode(token).decode() for token in tokens]}
 
 

@@ -404,7 +404,8 @@ def start(bench):
         )
         value = time.perf_counter() - began
         if result.returncode:
-            raise UserError(f"sample.py failed: {result.stderr.strip().splitlines()[-1]}")
+            line = result.stderr.strip().splitlines()[-1].removeprefix("error: ")
+            raise UserError(f"sample.py failed: {line}")
         baseline = baseline or value
         yield Line(f"python sample.py {flag}, from the shell to the text", value, baseline / value)
 
@@ -438,7 +439,9 @@ def main():
     preset = arguments.preset or ("gpu" if device.type == "cuda" else "cpu-text")
     torch.set_float32_matmul_precision("high")
     os.environ.pop("GLIBC_TUNABLES", None)  # processes that measure memory must return it
-    bench = Bench(device, preset, arguments.out, *machine_limits(device))
+    with tqdm(desc="limits", leave=False):
+        limits = machine_limits(device)
+    bench = Bench(device, preset, arguments.out, *limits)
 
     name = machine_name(device)
     print(f"{name}, torch {torch.__version__}, preset {preset}: ", end="")

@@ -105,7 +105,7 @@ def likelihood_bound(model, x_1, points=16):
     bounds = []
     with autocast(x_1.device):
         parts = x_1.split(texts_at_a_time(x_1.shape[1], model.config.n_tokens))
-        for part in tqdm(parts, "likelihood", leave=False, delay=2):
+        for part in tqdm(parts, "likelihood", leave=False):
             bounds.append(integrated_loss(model, part, points) + last_draw_nll(model, part))
     return torch.cat(bounds)
 

@@ -14,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import common.early  # first: Ctrl-C is quiet from here on
 
+from tqdm import tqdm
+
 from common.checkpoint import (
     LABELS, STAGES, WEIGHTS, load_checkpoint, load_model, must_be_ours, save_checkpoint,
 )
@@ -45,7 +47,9 @@ def right_stories(path, steps, num_samples, dataset, device):
     """Right stories of a checkpoint, as text: mean ± standard error."""
     model, _ = load_model(path, device)
     shape = (num_samples, model.config.block_size)
-    x_1, _ = timed_samples(model, shape, steps, Sampler(), SEED, 64)
+    with tqdm(total=num_samples * steps, desc=str(path), unit="step", leave=False, delay=1) as bar:
+        x_1, _ = timed_samples(model, shape, steps, Sampler(), SEED, 64,
+                               callback=lambda step, x_t: bar.update(len(x_t)))
     row = {"samples": num_samples} | measure_stories(x_1, dataset)
     return plus_minus(row, "right", 3)
 
