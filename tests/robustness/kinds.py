@@ -211,6 +211,8 @@ def must_be_untouched(case, project, before, after, failed):
         if before.get(name) == after.get(name):
             continue
         assert name.startswith(tuple(own)) or name in ("out", "ablation"), (case, name)
+        is_link = isinstance(after.get(name), str) and after[name].startswith("link")
+        assert not is_link, (case, name)  # no file became one
         if failed and name in before and name.endswith((".pt", ".json", ".bin")):
             assert before[name] in after.values(), (case, name)  # under another name, if at all
     assert Path("/dev/zero").is_char_device()
