@@ -352,7 +352,7 @@ def load_all(arguments, device):
         networks[name], hashes[name] = network, file_hash(network.file)
     dataset = Dataset(arguments.data)
     for name, network in {"judge": judge, **networks}.items():
-        dataset.must_be_there(network.text, network_path(arguments, name))
+        dataset.must_be_unchanged(network.text, network_path(arguments, name))
     if dataset.tokenizer.description != tokenizer.description:
         raise UserError(
             f"{judge_path} judges other tokens than those of data/{dataset.name}: "

@@ -228,8 +228,8 @@ class Transformer(nn.Module):
         self.config = config
         self.head_dim = config.dim // config.n_head
         self.embedding = nn.Embedding(config.n_tokens, config.dim)
-        # made once, for speed alone: torch.compile would make them anew in every block, 5.3 of the
-        # 52 ms of a training step of the paper's small network (H200)
+        # made once, for speed alone: torch.compile makes them anew in every block, which takes
+        # 6.4 ms of a training step instead of 1.1 (H200, the paper's small network: 46.7 ms)
         tables = rotary_tables(torch.arange(config.block_size, device="cpu"), self.head_dim)
         self.register_buffer("rotary", torch.stack(tables), persistent=False)  # (2, L, head_dim)
         self.condition = Condition(config)

@@ -33,7 +33,7 @@ KEYS |= {"optimizers", "dfm", "passes", "format"}
 STAGES = ("judge", "dfm", "fsdfm", "dmd")
 STUDENTS = STAGES[2:]  # they begin as the DFM
 LABELS = {"dfm": "DFM", "fsdfm": "FS-DFM", "dmd": "distribution matching"}
-LARGEST = {  # in a network's config; the ranges of train.py's flags
+LARGEST = {  # in a network's config: as train.py's flags allow
     "vocab_size": 2**20, "block_size": 2**20, "n_layer": 1000, "n_head": 1000, "dim": 2**16,
     "cond_dim": 2**16, "dropout": 1, "given_share": 1, "exponent": 10, "time_scale": 1e6,
 }

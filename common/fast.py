@@ -11,9 +11,10 @@ def attention_by_formula(q, k, v, is_causal=False):
 
     PyTorch's is slow in the backward pass on a CPU. Written out, 250 training iterations of the
     `cpu-text` preset take 13.7 s instead of 17.1 (2 cores with AMX), 13% of its speedrun (derived).
-    On newer GPUs PyTorch's prepares anew for every length of k, about 50 ms each time, and the keys
-    of a text written token by token have a new length at every token: 1,016 tokens took 54 s
-    (H200). (B, heads, L, head_dim) each; k and v may be longer.
+    It also serves texts written token by token, whose keys have another length at every token:
+    PyTorch's may prepare anew for each on newer GPUs. A validation that wrote 1,016 tokens took
+    54 s (H200); that this was the cause, and what the formula gains there, has not been measured.
+    (B, heads, L, head_dim) each; k and v may be longer.
     """
     many_scores = q[..., 0].numel() * k.shape[2] > 2**21 and q.shape[2] > 1
     if many_scores and not torch.is_grad_enabled():  # long texts: PyTorch's form needs less memory

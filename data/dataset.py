@@ -118,14 +118,14 @@ class Dataset:
     def must_match(self, checkpoint, path):
         """UserError if the checkpoint, a dict that was read from `path`, has other tokens, or is of
         a text of this name that is not there any more."""
-        self.must_be_there(checkpoint.get("text"), path)
+        self.must_be_unchanged(checkpoint.get("text"), path)
         if checkpoint["tokenizer"] != self.meta["tokenizer"]:
             raise UserError(
                 f"{path} was trained with other tokens than those of data/{self.name}: "
                 "train it again, or name its --data"
             )
 
-    def must_be_there(self, text, path):
+    def must_be_unchanged(self, text, path):
         """UserError if the network at `path` was trained on a text of this name, and there is
         another in its place. text: what its checkpoint says, or None."""
         if text and text["name"] == self.name and text["sha256"] != self.meta["text_sha256"]:

@@ -9,15 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 
 import pytest
 import torch
 
 from command import ROOT, TINY, copy_project, error_line, run, run_python
-from common.checkpoint import check_config
+from common.checkpoint import LARGEST, WORDS, check_config
 from data.tokenizer import Tokenizer, describe_words
 from sample import infill_template
-
+from train import NETWORK, Config
 
 BYTES = [base64.b64encode(bytes([i])).decode() for i in range(256)]
 
@@ -320,6 +321,16 @@ def test_a_config_that_no_network_has(name, value):
     check_config(good)
     with pytest.raises(ValueError, match=name):
         check_config(good | {name: value})
+
+
+def test_a_config_has_the_ranges_of_the_flags():
+    """What train.py can make can be loaded."""
+    for item in (item for item in fields(Config) if item.name in (*NETWORK, "dropout")):
+        choices, (_, highest) = item.metadata["choices"], item.metadata["range"]
+        if choices:
+            assert set(choices) == set(WORDS[item.name])
+        else:
+            assert highest <= LARGEST[item.name]
 
 
 @pytest.mark.parametrize("key, value, words", [
