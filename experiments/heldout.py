@@ -126,12 +126,20 @@ def judge_nll(judge, x_1):
 def infill(model, x_1, given, steps, sampler=Sampler(), batch_size=64):
     """Generates the tokens of real texts x_1 (N, L) that are not `given` (N, L) bool: (N, L)."""
     parts = []
-    with autocast(x_1.device):
+    with autocast(x_1.device), step_bar("infill", len(x_1), steps) as bar:
         for text, mask in zip(x_1.split(batch_size), given.split(batch_size)):
             noise = sample_source(text.shape, model.config, text.device)
             x_0 = torch.where(mask, text, noise)
-            parts.append(generate(model, x_0, steps, sampler, given=mask))
+            parts.append(
+                generate(model, x_0, steps, sampler, mask, lambda _, x_t: bar.update(len(x_t)))
+            )
     return torch.cat(parts)
+
+
+def step_bar(name, texts, steps):
+    """A progress bar that counts the steps of every text."""
+    title = f"{name}, {steps} steps"
+    return tqdm(total=texts * steps, desc=title, unit="step", leave=False, delay=1)
 
 
 def measure_filled(filled, judge, x_1, given):
@@ -255,7 +263,7 @@ def report_infill(networks, judge, blocks, dataset, arguments):
         real = {"given": pattern, "model": "real"}
         rows.append(real | measure_filled(x_1, judge, x_1, given))
         for name, network in networks.items():
-            for n in tqdm(arguments.steps, f"{pattern} given, {name}", leave=False):
+            for n in arguments.steps:
                 torch.manual_seed(arguments.seed)
                 filled = infill(network, x_1, given, n, sampler, batch_size)
                 row = {"given": pattern, "model": name, "steps": n}
@@ -269,10 +277,14 @@ def report_infill(networks, judge, blocks, dataset, arguments):
     return rows
 
 
-def longer_samples(network, length, steps, at_a_time, arguments):
+def new_samples(network, length, steps, at_a_time, arguments):
     """--num-samples texts of `length` tokens, (N, length)."""
     shape, sampler = (arguments.num_samples, length), make_sampler(arguments)
-    return timed_samples(network, shape, steps, sampler, arguments.seed, at_a_time)[0]
+    with step_bar(f"{length} tokens", shape[0], steps) as bar:
+        return timed_samples(
+            network, shape, steps, sampler, arguments.seed, at_a_time,
+            callback=lambda _, x_t: bar.update(len(x_t)),
+        )[0]
 
 
 def report_longer(networks, judge, blocks, dataset, arguments):
@@ -285,8 +297,8 @@ def report_longer(networks, judge, blocks, dataset, arguments):
         real = blocks.flatten()
         texts = {("real", None): real[: len(real) // length * length].view(-1, length)}
         for name, network in networks.items():
-            for n in tqdm(arguments.steps, f"{length} tokens, {name}", leave=False):
-                texts[name, n] = longer_samples(network, length, n, at_a_time, arguments)
+            for n in arguments.steps:
+                texts[name, n] = new_samples(network, length, n, at_a_time, arguments)
         for (name, n), x in texts.items():
             quarters = perplexity_by_quarter(x, judge)
             row = {"model": name, "steps": n, "length": length, "samples": len(x)}
@@ -314,7 +326,7 @@ def report_longer_stories(networks, blocks, tokenizer, arguments):
         if pattern == second:
             given = given_tokens(x_1, tokenizer)[second]
         for name, network in networks.items():
-            for steps in tqdm(arguments.steps, f"{pattern} given, {name}", leave=False):
+            for steps in arguments.steps:
                 torch.manual_seed(arguments.seed)
                 filled = infill(
                     network, x_1, given, steps, make_sampler(arguments), arguments.batch_size
@@ -324,7 +336,7 @@ def report_longer_stories(networks, blocks, tokenizer, arguments):
                 row |= {"steps": steps} | with_errors({"right": torch.tensor(right).float()})
                 rows.append(row)
                 line = f"{length:>5} tokens, {stories}, {pattern} given: {name:6}{steps:>5}"
-                tqdm.write(f"{line}  right {value_text(row, 'right')}")
+                print(f"{line}  right {value_text(row, 'right')}", flush=True)
     return rows
 
 
@@ -334,11 +346,9 @@ def report_reverse(networks, judge, blocks, dataset, arguments):
     N, L = arguments.num_samples, blocks.shape[1]
     torch.manual_seed(arguments.seed)
     texts = {("real", None): dataset.batch("train", N, L, blocks.device)}
-    sampler = make_sampler(arguments)
     for name, network in networks.items():
-        for n in tqdm(arguments.steps, f"texts, {name}", leave=False):
-            shape, seed, at_a_time = (N, L), arguments.seed, arguments.batch_size
-            texts[name, n] = timed_samples(network, shape, n, sampler, seed, at_a_time)[0]
+        for n in arguments.steps:
+            texts[name, n] = new_samples(network, L, n, arguments.batch_size, arguments)
     rows = []
     for (name, n), x in texts.items():
         learner = train_on(x, judge.config.vocab_size, arguments.seed)
