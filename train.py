@@ -335,6 +335,8 @@ def loss_of(stage, model, teacher, x_1, settings):
 # ------------------------------------------------------------------------------------------------
 # validation
 
+SHOWN = 140  # characters of a text
+
 
 @torch.no_grad()
 def validate(run, dataset, device):
@@ -351,14 +353,15 @@ def validate(run, dataset, device):
             x_1 = dataset.batch("val", settings.batch_size, settings.block_size, device)
             losses.append(loss_of(run.stage, model, teacher, x_1, settings))
         if run.stage == "judge":
-            x_1 = generate_autoregressive(model, x_1[:1, :8], settings.block_size)
+            length = min(settings.block_size, SHOWN)  # a token has one character or more
+            x_1 = generate_autoregressive(model, x_1[:1, :8], length)
         else:
             x_0 = sample_source((1, settings.block_size), model.config, device)
             x_1 = generate(model, x_0, steps=8)
     for network in run.trained():
         network.train()
     text = printable(dataset.tokenizer.decode(x_1[0].tolist()))
-    return torch.stack(losses).mean().item(), " ".join(text.split())[:140]
+    return torch.stack(losses).mean().item(), " ".join(text.split())[:SHOWN]
 
 
 # ------------------------------------------------------------------------------------------------
