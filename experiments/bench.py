@@ -9,7 +9,7 @@ on any machine; the seconds are this machine's. "of the limit" is the roofline: 
 by the matrix rate, or bytes divided by the copy rate, which are both measured first. Every number
 is the median of repeated runs after a warm-up. Data are random, since zeros can be faster. Extra
 memory is the peak of a process minus what it held before, in a process of its own. The table is
-also written to OUT/bench.json. Results: docs/speed.md.
+Markdown, and is also written to OUT/bench.json. Results: docs/speed.md.
 """
 
 import json
@@ -49,6 +49,7 @@ from train import NETWORK, PRESETS, loss_of, make_config
 
 GPT2 = 50257  # the vocabulary of the paper's networks
 LONG = 1024  # tokens of the paper's texts
+ROW = "| {:62} | {:>9} | {:>7} | {:>12} |"
 
 
 @dataclass
@@ -73,6 +74,7 @@ class Line:
     unit: str = "s"  # or "bytes"
 
     def __str__(self):
+        """A row of a Markdown table."""
         value = ratio = of_limit = ""
         if self.value is not None:
             value = f"{self.value:.4f} s" if self.unit == "s" else f"{self.value / 1e6:.0f} MB"
@@ -80,7 +82,7 @@ class Line:
             ratio = f"{self.ratio:.2f}x"
         if self.of_limit is not None:
             of_limit = f"{self.of_limit:.0%}"
-        return f"{self.what:62}{value:>12}{ratio:>9}{of_limit:>14}".rstrip()
+        return ROW.format(self.what, value, ratio, of_limit)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -447,7 +449,8 @@ def main():
     print(f"{name}, torch {torch.__version__}, preset {preset}: ", end="")
     rate, copied = bench.matrix_rate / 1e12, bench.copy_rate / 1e9
     print(f"{rate:.2f} TFLOP/s in matrix products, {copied:.1f} GB/s copied")
-    print(f"{'':62}{'measured':>12}{'ratio':>9}{'of the limit':>14}")
+    print("\n" + ROW.format("part", "measured", "ratio", "of the limit"))
+    print("| --- | ---: | ---: | ---: |")
     rows = []
     bar = tqdm(arguments.only, leave=False)
     for part in bar:
