@@ -187,6 +187,14 @@ def without_end(pieces):
 # cutting and encoding text
 
 
+def with_bar(pieces, what, length=None):
+    """Yields the pieces, with a progress bar. length: their characters together, if known."""
+    with tqdm(total=length, desc=what, unit="char", unit_scale=True, leave=False, delay=1) as bar:
+        for piece in pieces:
+            yield piece
+            bar.update(len(piece))
+
+
 def cut_safely(pieces, size=PIECE):
     """Yields the same text in pieces of about `size` characters, cut where no token can cross.
 
@@ -208,7 +216,8 @@ def cut_safely(pieces, size=PIECE):
 
 def part_of(pieces, start, stop):
     """Yields the characters from `start` to `stop` of a text in pieces."""
-    with tqdm(desc="skipping", unit="char", unit_scale=True, leave=False, delay=1) as bar:
+    with tqdm(total=start, desc="skipping", unit="char", unit_scale=True, leave=False,
+              delay=1) as bar:
         for piece in pieces:
             if stop <= 0:
                 return
@@ -227,26 +236,25 @@ def encode(pieces, tokenizer, file):
     Threads are enough to use every core: tiktoken releases Python's global lock (GIL).
     """
     threads = os.cpu_count() or 1
-    pieces = cut_safely(pieces)
     count = 0
-    bar = tqdm(desc="encoding", unit="char", unit_scale=True, leave=False, delay=1)
-    with ThreadPoolExecutor(threads) as pool, bar:
+    with ThreadPoolExecutor(threads) as pool:
         while group := list(islice(pieces, 2 * threads)):
-            for piece, ids in zip(group, pool.map(tokenizer.encode, group), strict=True):
+            for ids in pool.map(tokenizer.encode, group):
                 file.write(ids.tobytes())
                 count += len(ids)
-                bar.update(len(piece))
     return count
 
 
-def encode_to_file(text, tokenizer, path):
-    """Writes the tokens of a text to the file `path`; returns their number."""
+def encode_to_file(text, length, tokenizer, path):
+    """Writes the tokens of a text to the file `path`; returns their number. length: its
+    characters, if known."""
     count = 0
 
     def write(temporary):
         nonlocal count
+        pieces = with_bar(cut_safely(text()), "encoding", length)
         with temporary.open("wb") as file:
-            count = encode(text(), tokenizer, file)
+            count = encode(pieces, tokenizer, file)
 
     write_safely(path, write)
     return count
@@ -257,7 +265,7 @@ def encode_to_file(text, tokenizer, path):
 
 
 def prepare(name, train, source, held_out=None, kind="bpe", vocab_size=1024, validation=0.1,
-            tokens_of=None):
+            tokens_of=None, size=None):
     """Writes data/NAME/: train.bin, val.bin and meta.json.
 
     train, held_out: texts. A text is a function without arguments that returns an iterator of
@@ -269,10 +277,11 @@ def prepare(name, train, source, held_out=None, kind="bpe", vocab_size=1024, val
     validation:      without `held_out`, the tail of `train` is held out: this part of its
                      characters, between 0 and 1.
     tokens_of:       the description (tokenizer.py) of a tokenizer to use instead.
+    size:            about how many characters `train` has, if known, for a progress bar.
     UserError if the text is too short, cannot be read or cannot be written. An older text in
     data/NAME/ stays as it was until both token files are complete.
     """
-    length, sha256 = measure(train())
+    length, sha256 = measure(with_bar(train(), "reading", size))
     cut = length if held_out else int(length * (1 - validation))
     if length < 1000 or cut == 0 or (cut == length and not held_out):
         raise UserError(
@@ -283,11 +292,14 @@ def prepare(name, train, source, held_out=None, kind="bpe", vocab_size=1024, val
         "train": lambda: part_of(train(), 0, cut),
         "val": held_out or (lambda: part_of(train(), cut, length)),
     }
-    description = tokens_of or describe_tokens(kind, texts["train"](), vocab_size)
+    lengths = {"train": cut, "val": None if held_out else length - cut}
+    description = tokens_of or describe_tokens(kind, texts["train"](), cut, vocab_size)
     tokenizer = Tokenizer(description)
-    counts = write_tokens(
-        FOLDER / name, lambda split, path: encode_to_file(texts[split], tokenizer, path)
-    )
+
+    def write_split(split, path):
+        return encode_to_file(texts[split], lengths[split], tokenizer, path)
+
+    counts = write_tokens(FOLDER / name, write_split)
     if description["kind"] == "char":
         print_replaced(FOLDER / name, tokenizer)
     write_meta(name, {
@@ -309,19 +321,22 @@ def measure(pieces):
     """(number of characters, SHA-256 in hexadecimal) of a text in pieces."""
     digest = hashlib.sha256()
     length = 0
-    for piece in tqdm(pieces, desc="reading", unit="piece", leave=False, delay=1):
+    for piece in pieces:
         digest.update(piece.encode())
         length += len(piece)
     return length, digest.hexdigest()
 
 
-def describe_tokens(kind, pieces, vocab_size):
-    """The description (tokenizer.py) of a tokenizer, learned from the training text if needed."""
+def describe_tokens(kind, pieces, length, vocab_size):
+    """The description (tokenizer.py) of a tokenizer, learned if needed from the training text,
+    which has `length` characters."""
     if kind == "gpt2":
         return {"kind": "gpt2"}
-    pieces = islice(cut_safely(pieces), LEARN_FROM if kind == "bpe" else None)
-    name = "counting characters" if kind == "char" else "counting words"
-    pieces = tqdm(pieces, name, unit="piece", leave=False, delay=1)
+    pieces = cut_safely(pieces)
+    if kind == "bpe":
+        pieces, length = islice(pieces, LEARN_FROM), min(length, LEARN_FROM * PIECE)
+    what = "counting characters" if kind == "char" else "counting words"
+    pieces = with_bar(pieces, what, length)
     if kind == "word":
         return learn_word(pieces, vocab_size)
     if kind == "bpe":
@@ -441,7 +456,15 @@ def prepare_files(name, paths, **options):
     """Writes data/NAME/ from UTF-8 files. Options: those of prepare()."""
     separator = END if options["kind"] == "gpt2" else "\n\n"
     source = "files: " + ", ".join(Path(path).name for path in paths)
-    prepare(name, lambda: read_texts(paths, separator), source, **options)
+    size = total_size(paths)
+    prepare(name, lambda: read_texts(paths, separator), source, size=size, **options)
+
+
+def total_size(paths):
+    """Bytes of the files together; None if one is compressed."""
+    if any(str(path).endswith(".gz") or ".zip#" in str(path) for path in paths):
+        return None
+    return sum(Path(path).stat().st_size for path in paths)
 
 
 def prepare_download(name, **options):
@@ -454,10 +477,11 @@ def prepare_download(name, **options):
         return lambda: without_end(read(path))
 
     files = [file for file in TEXTS[name] if file]
-    texts = [make_text(download_text(name, address, sha256)) for address, sha256 in files]
+    paths = [download_text(name, address, sha256) for address, sha256 in files]
+    texts = [make_text(path) for path in paths]
     held_out = texts[1] if len(texts) > 1 else None
     source = files[0][0]
-    prepare(name, texts[0], source, held_out, **options)
+    prepare(name, texts[0], source, held_out, size=total_size(paths[:1]), **options)
 
 
 def download_text(name, address, sha256):

@@ -412,9 +412,9 @@ def start(bench):
         yield Line(f"python sample.py {flag}, from the shell to the text", value, baseline / value)
 
 
-PARTS = {
-    "sampler": sampler, "generation": generation, "training": training, "growth": growth,
-    "start": start,
+PARTS = {  # and the most lines that each has, for the progress bar
+    "sampler": (sampler, 10), "generation": (generation, 7), "training": (training, 4),
+    "growth": (growth, 8), "start": (start, 2),
 }
 
 # ------------------------------------------------------------------------------------------------
@@ -441,23 +441,26 @@ def main():
     preset = arguments.preset or ("gpu" if device.type == "cuda" else "cpu-text")
     torch.set_float32_matmul_precision("high")
     os.environ.pop("GLIBC_TUNABLES", None)  # processes that measure memory must return it
-    with tqdm(desc="limits", leave=False):
-        limits = machine_limits(device)
+    total = 1 + sum(PARTS[part][1] for part in arguments.only)
+    bar = tqdm(total=total, desc="limits of the machine", unit="line", leave=False)
+    limits = machine_limits(device)
+    bar.update()
     bench = Bench(device, preset, arguments.out, *limits)
 
     name = machine_name(device)
-    print(f"{name}, torch {torch.__version__}, preset {preset}: ", end="")
     rate, copied = bench.matrix_rate / 1e12, bench.copy_rate / 1e9
-    print(f"{rate:.2f} TFLOP/s in matrix products, {copied:.1f} GB/s copied")
-    print("\n" + ROW.format("part", "measured", "ratio", "of the limit"))
-    print("| --- | ---: | ---: | ---: |")
+    bar.write(f"{name}, torch {torch.__version__}, preset {preset}: {rate:.2f} TFLOP/s in matrix "
+              f"products, {copied:.1f} GB/s copied\n")
+    bar.write(ROW.format("part", "measured", "ratio", "of the limit"))
+    bar.write("| --- | ---: | ---: | ---: |")
     rows = []
-    bar = tqdm(arguments.only, leave=False)
-    for part in bar:
+    for part in arguments.only:
         bar.set_description(part)
-        for line in PARTS[part](bench):
+        for line in PARTS[part][0](bench):
             bar.write(str(line))
+            bar.update()
             rows.append({"part": part} | asdict(line))
+    bar.close()
     report = {"machine": name, "torch": torch.__version__, "preset": preset}
     report |= {"matrix_rate": bench.matrix_rate, "copy_rate": bench.copy_rate, "rows": rows}
     write_text(arguments.out / "bench.json", json.dumps(report, indent=1))
