@@ -30,7 +30,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from common.fast import attention_by_formula, padded_linear
+from common.fast import attention, linear
 
 
 @dataclass
@@ -172,9 +172,7 @@ class Attention(nn.Module):
         k = rotate(k, cos, sin)
         if self.kv_cache is not None:
             k, v = self.kv_cache.extend(k, v)
-        by_formula = x.device.type == "cpu" or self.kv_cache is not None
-        attend = attention_by_formula if by_formula else F.scaled_dot_product_attention
-        y = attend(q, k, v, is_causal=self.causal and L > 1)  # (B, heads, L, head_dim)
+        y = attention(q, k, v, is_causal=self.causal and L > 1)  # (B, heads, L, head_dim)
         return self.out(y.transpose(1, 2).reshape(B, L, d))
 
 
@@ -210,7 +208,6 @@ class OutputLayer(nn.Module):
     def forward(self, x, c):  # (B, L, d) -> (B, L, n_tokens)
         shift, scale = self.modulation(c)
         x = self.norm(x) * (1 + scale) + shift
-        linear = padded_linear if x.device.type == "cuda" else F.linear
         return linear(x, self.linear.weight, self.linear.bias)
 
 

@@ -17,7 +17,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import train
-from common.fast import attention_by_formula, padded_linear
+from common.fast import attention, attention_by_formula, padded_linear
 from common.optimizer import Muon, make_optimizers, orthogonalize, set_learning_rate
 from model import ModelConfig, ScalarEmbedding, Transformer, copy_dfm_weights
 from model import rotary_tables, rotate, sinusoidal_positions
@@ -191,16 +191,16 @@ def test_attention_of_one_new_token_to_all_before_it():
     """As with a key-value cache: one query, seven keys."""
     q, k, v = torch.randn(2, 3, 1, 8), torch.randn(2, 3, 7, 8), torch.randn(2, 3, 7, 8)
     expected = F.scaled_dot_product_attention(q, k, v)
-    torch.testing.assert_close(attention_by_formula(q, k, v), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(attention(q, k, v), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_attention_of_long_texts_is_the_same_without_gradients(is_causal):
     q, k, v = torch.randn(3, 1, 2, 1030, 8)
     assert q[..., 0].numel() * 1030 > 2**21  # enough scores for the other path
-    with_gradients = attention_by_formula(q, k, v, is_causal)
+    with_gradients = attention(q, k, v, is_causal)
     with torch.no_grad():
-        without = attention_by_formula(q, k, v, is_causal)
+        without = attention(q, k, v, is_causal)
     torch.testing.assert_close(without, with_gradients, rtol=1e-4, atol=1e-5)
 
 
