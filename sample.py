@@ -115,6 +115,7 @@ class Watcher:
         self.seconds, self.began = 0.0, time.perf_counter()  # the network's time
 
     def __call__(self, step, x_t):
+        x_t.cpu()  # the clock waits for the device
         self.seconds += time.perf_counter() - self.began
         self.show(step, x_t)
         if step < self.steps:

@@ -100,6 +100,8 @@ def seconds_once(function, device):
         return began.elapsed_time(ended) / 1000
     began = time.perf_counter()
     function()
+    if device.type == "mps":
+        torch.mps.synchronize()
     return time.perf_counter() - began
 
 
