@@ -253,7 +253,7 @@ def encode_to_file(text, length, tokenizer, path):
     def write(temporary):
         nonlocal count
         pieces = with_bar(cut_safely(text()), "encoding", length)
-        with temporary.open("wb") as file:
+        with temporary.open("wb") as file, contextlib.closing(pieces):  # the bar, too
             count = encode(pieces, tokenizer, file)
 
     write_safely(path, write)

@@ -435,6 +435,23 @@ def parse_arguments():
     return parser.parse_args()
 
 
+def measure_parts(names, bench, bar):
+    """Prints the table. Its rows, for bench.json."""
+    rate, copied = bench.matrix_rate / 1e12, bench.copy_rate / 1e9
+    bar.write(f"{machine_name(bench.device)}, torch {torch.__version__}, preset {bench.preset}: "
+              f"{rate:.2f} TFLOP/s in matrix products, {copied:.1f} GB/s copied\n")
+    bar.write(ROW.format("part", "measured", "ratio", "of the limit"))
+    bar.write("| --- | ---: | ---: | ---: |")
+    rows = []
+    for name in names:
+        bar.set_description(name)
+        for line in PARTS[name][0](bench):
+            bar.write(str(line))
+            bar.update()
+            rows.append({"part": name} | asdict(line))
+    return rows
+
+
 def main():
     arguments = parse_arguments()
     device = pick_device(arguments.device)
@@ -444,26 +461,11 @@ def main():
     torch.set_float32_matmul_precision("high")
     os.environ.pop("GLIBC_TUNABLES", None)  # processes that measure memory must return it
     total = 1 + sum(PARTS[part][1] for part in arguments.only)
-    bar = tqdm(total=total, desc="limits of the machine", unit="line", leave=False)
-    limits = machine_limits(device)
-    bar.update()
-    bench = Bench(device, preset, arguments.out, *limits)
-
-    name = machine_name(device)
-    rate, copied = bench.matrix_rate / 1e12, bench.copy_rate / 1e9
-    bar.write(f"{name}, torch {torch.__version__}, preset {preset}: {rate:.2f} TFLOP/s in matrix "
-              f"products, {copied:.1f} GB/s copied\n")
-    bar.write(ROW.format("part", "measured", "ratio", "of the limit"))
-    bar.write("| --- | ---: | ---: | ---: |")
-    rows = []
-    for part in arguments.only:
-        bar.set_description(part)
-        for line in PARTS[part][0](bench):
-            bar.write(str(line))
-            bar.update()
-            rows.append({"part": part} | asdict(line))
-    bar.close()
-    report = {"machine": name, "torch": torch.__version__, "preset": preset}
+    with tqdm(total=total, desc="limits of the machine", unit="line", leave=False) as bar:
+        bench = Bench(device, preset, arguments.out, *machine_limits(device))
+        bar.update()
+        rows = measure_parts(arguments.only, bench, bar)
+    report = {"machine": machine_name(device), "torch": torch.__version__, "preset": preset}
     report |= {"matrix_rate": bench.matrix_rate, "copy_rate": bench.copy_rate, "rows": rows}
     write_text(arguments.out / "bench.json", json.dumps(report, indent=1))
 
