@@ -164,7 +164,8 @@ def distillation_loss(student, teacher, x_1, settings):
     k = int((n < min(settings.data_steps or L // 2, FINEST)).sum())
     on_sampler_grid = settings.training_grid == "sampler"
     power = Sampler().for_network(config).grid_power if on_sampler_grid else None
-    t, h, last = (part.to(x_1.device, non_blocking=True) for part in sample_steps(n, power))
+    on_cuda = x_1.device.type == "cuda"  # elsewhere such a copy may read what is freed already
+    t, h, last = (part.to(x_1.device, non_blocking=on_cuda) for part in sample_steps(n, power))
 
     # 2. the student's prediction
     x_t = sample_path(x_1, t, config)  # (B, L)

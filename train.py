@@ -406,10 +406,13 @@ def update_weights(run, network, loss_function, dataset, device, rank):
         total_loss += loss.detach()
     for optimizer in run.optimizers:
         run.scaler.unscale_(optimizer)
-    for trained in run.trained():
-        torch.nn.utils.clip_grad_norm_(trained.parameters(), settings.clip)
+    norms = [torch.nn.utils.clip_grad_norm_(trained.parameters(), settings.clip)
+             for trained in run.trained()]
+    # clipping spreads one infinite gradient over all: float16's overflow must stop every optimizer
+    all_finite = not run.scaler.is_enabled() or all(norm.isfinite() for norm in norms)
     for optimizer in run.optimizers:
-        run.scaler.step(optimizer)
+        if all_finite:
+            run.scaler.step(optimizer)
         optimizer.zero_grad()
     run.scaler.update()
     if run.ema is not None:

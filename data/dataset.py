@@ -156,7 +156,7 @@ class Dataset:
         if torch.device(device).type == "cuda":
             # pinned, the copy runs while the CPU prepares the next batch
             return blocks.pin_memory().to(device, non_blocking=True)
-        return blocks
+        return blocks.to(device)
 
     def validation_blocks(self, block_size, most=1024):
         """The first blocks of the held-out text, in order, at most `most`: (N, L) int64.

@@ -2,7 +2,9 @@
 about them is forced on this machine's CPU."""
 
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ import flow
 from command import DIE_AT_THE_FIRST_CHECKPOINT, PYDOCS, TINY, copy_project, run
 from common import device as devices
 from common.command import UserError
+from data.dataset import Dataset
 
 # ------------------------------------------------------------------------------------------------
 # Apple GPUs
@@ -25,6 +28,12 @@ def test_an_apple_gpu_is_chosen(monkeypatch):
     for name, words in (("mps", "has no mps"), ("mps:1", "has no mps:1"), ("gpu", "no device")):
         with pytest.raises(UserError, match=words):
             devices.pick_device(name)
+
+
+def test_a_batch_is_on_its_device():
+    """On any, not on CUDA alone."""
+    text = SimpleNamespace(train=[np.arange(64)], row=None, to_tensor=torch.from_numpy)
+    assert Dataset.batch(text, "train", 2, 8, torch.device("meta")).device.type == "meta"
 
 
 def test_a_number_format_that_cannot_be_multiplied():
