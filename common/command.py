@@ -89,7 +89,7 @@ def explain(error):
         reason = error.strerror or text
         return f"{reason}: {error.filename}" if error.filename else f"{reason} {place_of(error)}"
     out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    if out_of_memory or "allocate memory" in text:
+    if out_of_memory or "allocate memory" in text or "out of memory" in text:  # CPU; Apple GPU
         return (
             f"not enough memory ({text}): "
             "use a smaller batch, fewer or shorter texts, or a smaller network"

@@ -334,7 +334,8 @@ def describe_tokens(kind, pieces, length, vocab_size):
         return {"kind": "gpt2"}
     pieces = cut_safely(pieces)
     if kind == "bpe":
-        pieces, length = islice(pieces, LEARN_FROM), min(length, LEARN_FROM * PIECE)
+        pieces = islice(pieces, LEARN_FROM)
+        length = min(length, LEARN_FROM * (PIECE + 100))  # a piece ends with a word
     what = "counting characters" if kind == "char" else "counting words"
     pieces = with_bar(pieces, what, length)
     if kind == "word":

@@ -43,7 +43,8 @@ from common.files import OUT, write_text
 from common.judge import generate_autoregressive
 from common.optimizer import make_optimizers
 from eval import machine_name
-from flow import Sampler, categorical, cumulative_scalar, generate, jump, sample_source
+from flow import Sampler, categorical, cumulative_scalar, finest_dtype, generate, jump
+from flow import sample_source
 from model import ModelConfig, Transformer
 from train import NETWORK, PRESETS, loss_of, make_config
 
@@ -211,8 +212,9 @@ def textbook_jump(x_t, logits, t, h):
 
 def textbook_categorical(weights):
     """flow.categorical in the two lines of its docstring: (..., V) -> (...)."""
-    u = torch.rand(*weights.shape[:-1], 1, dtype=torch.float64, device=weights.device)
-    cumulative = weights.double().cumsum(-1)
+    exact = finest_dtype(weights.device)
+    u = torch.rand(*weights.shape[:-1], 1, dtype=exact, device=weights.device)
+    cumulative = weights.to(exact).cumsum(-1)
     return torch.searchsorted(cumulative, u * cumulative[..., -1:], right=True).squeeze(-1)
 
 

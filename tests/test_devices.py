@@ -1,6 +1,8 @@
 """Checks of machines that are not here: Apple GPUs, GPUs without bfloat16, Windows. What is special
 about them is forced on this machine's CPU."""
 
+import copy
+import functools
 import math
 from types import SimpleNamespace
 
@@ -12,7 +14,11 @@ import flow
 from command import DIE_AT_THE_FIRST_CHECKPOINT, PYDOCS, TINY, copy_project, run
 from common import device as devices
 from common.command import UserError
+from common.optimizer import make_optimizers, set_learning_rate
+from common.run import Run
 from data.dataset import Dataset
+from model import ModelConfig, Transformer
+from train import loss_of, make_config, update_weights
 
 # ------------------------------------------------------------------------------------------------
 # Apple GPUs
@@ -123,6 +129,29 @@ def test_float16_trains_and_resumes(project):
     assert losses[-1] < losses[0] - 0.3
     for stage in ("fsdfm", "dmd"):
         run(project, "-c", FLOAT16, stage, *TINY, "--iterations", 10, "--out", "whole")
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+@pytest.mark.parametrize("name", ["embedding.weight", "blocks.0.mlp.0.weight"])
+def test_an_overflow_changes_no_weight(bad, name):
+    """In a gradient of AdamW or of Muon: the weights of the other stay as they are, too."""
+    torch.manual_seed(1)
+    model = Transformer(ModelConfig(20, 8, n_layer=1, n_head=1, dim=8, cond_dim=8))
+    settings = make_config("dfm", "tiny", block_size=8, batch_size=2)
+    scaler = torch.amp.GradScaler("cpu")
+    run = Run("dfm", settings, None, model, None, make_optimizers(model, settings), 1, None,
+              scaler=scaler)
+    set_learning_rate(run.optimizers, 10, settings)
+    text = SimpleNamespace(batch=lambda *_: torch.randint(20, (2, 8)))
+    loss_function = functools.partial(loss_of, "dfm", model, None)
+    before = copy.deepcopy(model.state_dict())
+    hook = model.get_parameter(name).register_hook(lambda gradient: torch.full_like(gradient, bad))
+    update_weights(run, model, loss_function, text, torch.device("cpu"), 0)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert scaler.get_scale() == 2.0**15  # half of what it began with
+    hook.remove()
+    update_weights(run, model, loss_function, text, torch.device("cpu"), 0)
+    assert not torch.equal(model.embedding.weight, before["embedding.weight"])
 
 
 # ------------------------------------------------------------------------------------------------
