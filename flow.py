@@ -416,6 +416,18 @@ def finest_dtype(device):
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def positive_sums(weights):
+    """cumsum(-1) of weights (N, V), with 0 in the places of zero weights: GPUs add in parallel, and
+    their rounded sums can grow there."""
+    return weights.cumsum(-1).masked_fill(weights == 0, 0)
+
+
+def first_above(cumulative, target):
+    """Where cumulative (N, V) first exceeds target (N, 1): (N, 1) int64. V - 1 if nowhere."""
+    index = torch.arange(cumulative.shape[-1], device=cumulative.device)
+    return torch.where(cumulative > target, index, len(index) - 1).amin(-1, keepdim=True)
+
+
 def categorical(weights, block=64):
     """One draw for each row of weights (..., V), which need not sum to 1. Returns (...) int64.
 
@@ -434,19 +446,21 @@ def categorical(weights, block=64):
     """
     rows = weights.flatten(0, -2)  # (N, V)
     exact = finest_dtype(rows.device)
+    below_1 = 1 - 4 * torch.finfo(exact).eps
     N, V = rows.shape
     block = min(block, V)
     whole = V // block * block
     sums = rows[:, :whole].unflatten(1, (-1, block)).sum(-1)
     sums = torch.cat([sums, rows[:, whole:].sum(-1, keepdim=True)], dim=1).to(exact)
-    cumulative = sums.cumsum(-1)  # (N, V // block + 1)
-    target = torch.rand(N, 1, dtype=exact, device=rows.device) * cumulative[:, -1:]
-    hit = torch.searchsorted(cumulative, target, right=True).clamp(max=sums.shape[1] - 1)  # (N, 1)
+    cumulative = positive_sums(sums)  # (N, V // block + 1)
+    target = torch.rand(N, 1, dtype=exact, device=rows.device)
+    target = target * below_1 * cumulative.amax(-1, keepdim=True)
+    hit = first_above(cumulative, target)  # (N, 1)
     target = target - (cumulative - sums).gather(1, hit)
     tokens = hit * block + torch.arange(block, device=rows.device)  # (N, block)
     inside = rows.gather(1, tokens.clamp(max=V - 1)).masked_fill(tokens >= V, 0)
-    inside = inside.to(exact).cumsum(-1)  # (N, block)
-    below_1 = 1 - 4 * torch.finfo(exact).eps
-    target = target.clamp(min=0).minimum(inside[:, -1:] * below_1)  # stay within the block
-    drawn = hit * block + torch.searchsorted(inside, target, right=True)
+    inside = positive_sums(inside.to(exact))  # (N, block)
+    largest = inside.amax(-1, keepdim=True) * below_1
+    target = target.clamp(min=0).minimum(largest)  # stay within the block
+    drawn = hit * block + first_above(inside, target)
     return drawn.clamp(max=V - 1).view(weights.shape[:-1])  # a token even for non-finite weights

@@ -73,8 +73,11 @@ def gradient_scaler(device):
 
 def can_compile(device):
     """Whether torch.compile is worth its time there: on a CUDA GPU, if Triton, which writes the
-    kernels, is installed. PyTorch for Windows comes without it."""
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    kernels, is installed and knows the GPU. PyTorch for Windows comes without it; it knows those of
+    compute capability 7.0 and newer."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def texts_at_a_time(length, vocab_size, most=64):

@@ -3,6 +3,7 @@
 Plumbing, to be skipped on a first reading. `settings` are train.py's Config.
 """
 
+import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -140,5 +141,6 @@ def resume_run(path, settings, agreed, dataset, device, world, repair):
         add_auxiliary(run, dataset, device)
         run.auxiliary.load_state_dict(checkpoint["auxiliary"])
     for optimizer, state in zip(run.optimizers, checkpoint["optimizers"], strict=True):
-        optimizer.load_state_dict(state)
+        # a copy: Windows replaces no file of which a part is still mapped into memory
+        optimizer.load_state_dict(copy.deepcopy(state))
     return run

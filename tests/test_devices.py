@@ -83,13 +83,47 @@ def test_float32_draws_never_have_a_weight_of_zero(float32_draws, monkeypatch):
         assert (weights.gather(1, drawn[:, None]) > 0).all(), (u, drawn)
 
 
+def parallel_cumsum(x, dim):
+    """Sums as a GPU adds them, in log2(V) rounds (Hillis and Steele 1986). Each is rounded in an
+    order of its own, so that they need not grow from one to the next, nor stay at a zero."""
+    shift = 1
+    while shift < x.shape[dim]:
+        x = torch.cat([x[..., :shift], x[..., shift:] + x[..., :-shift]], dim)
+        shift *= 2
+    return x
+
+
+def test_a_parallel_sum_grows_at_a_weight_of_zero_and_is_never_drawn_there(monkeypatch):
+    """The float32 form, with a uniform number just below each sum that grows where it should not:
+    the plain form of categorical's docstring would draw that token."""
+    torch.manual_seed(1)
+    weights = torch.rand(2000, 64) * (torch.rand(2000, 64) < 0.5)
+    cumulative = parallel_cumsum(weights, -1)
+    grows = (weights[:, 1:] == 0) & (cumulative[:, 1:] > cumulative[:, :-1])
+    row, before = grows.nonzero(as_tuple=True)
+    assert len(row) > 1000
+    u = cumulative[row, before] / cumulative[row, -1]
+    plain = torch.searchsorted(cumulative[row], u[:, None] * cumulative[row, -1:], right=True)
+    assert (weights[row].gather(1, plain.clamp(max=63)) == 0).sum() > 100
+    monkeypatch.setattr(flow, "finest_dtype", lambda device: torch.float32)
+    monkeypatch.setattr(torch.Tensor, "cumsum", parallel_cumsum)
+    monkeypatch.setattr(torch, "rand", lambda *shape, **options: u[:, None])
+    for block in (64, 1):
+        drawn = flow.categorical(weights[row], block)
+        assert (weights[row].gather(1, drawn[:, None]) > 0).all()
+
+
 def test_nothing_is_compiled_where_triton_is_missing(monkeypatch):
-    """As on Windows, with an NVIDIA GPU."""
+    """As on Windows, with an NVIDIA GPU; nor for a GPU that is too old for Triton."""
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    capability = {"value": (8, 0)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability["value"])
     monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
     assert not devices.can_compile(cuda)
     monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: name)
     assert devices.can_compile(cuda) and not devices.can_compile(cpu)
+    capability["value"] = (6, 1)
+    assert not devices.can_compile(cuda)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -171,7 +205,8 @@ def locking(number, mode, size):
 
 @pytest.fixture(scope="module")
 def windows(project, tmp_path_factory):
-    """Code before a script: fcntl, termios, tty and resource cannot be imported, msvcrt can."""
+    """Code before a script: fcntl, termios, tty and resource cannot be imported, msvcrt can. A file
+    that is open, or mapped into memory, is neither replaced nor deleted."""
     folder = tmp_path_factory.mktemp("windows")
     for name in ("fcntl", "termios", "tty", "resource"):
         (folder / f"{name}.py").write_text(WITHOUT_FCNTL)
@@ -186,6 +221,20 @@ sys.argv[0] = script
 sys.path.insert(1, os.path.dirname(os.path.abspath(script)))
 if hasattr(os, "sysconf"):
     del os.sysconf
+def in_use(path):
+    path = os.path.realpath(path)
+    files = [f"/proc/self/fd/{{number}}" for number in os.listdir("/proc/self/fd")]
+    mapped = open("/proc/self/maps").read()
+    return path + "\\n" in mapped or path in [os.path.realpath(file) for file in files]
+def refuse_in_use(action):
+    def careful(*paths, **options):
+        if any(map(in_use, paths)):
+            raise PermissionError(13, f"in use, {{action.__name__}}", str(paths[-1]))
+        return action(*paths, **options)
+    return careful
+if os.path.exists("/proc/self/maps"):
+    os.replace, os.rename = refuse_in_use(os.replace), refuse_in_use(os.rename)
+    os.unlink = refuse_in_use(os.unlink)
 runpy.run_path(script, run_name="__main__")
 """
 
@@ -198,8 +247,10 @@ def test_every_script_starts_without_fcntl(project, windows):
 
 
 def test_the_tiny_path_without_fcntl(project, windows):
-    for stage in ("judge", "dfm", "fsdfm"):
-        run(project, "-c", windows, "train.py", stage, *TINY, "--iterations", 10)
+    for stage in ("judge", "dfm", "fsdfm", "dmd"):
+        flags = ["train.py", stage, *TINY, "--iterations", 12, "--validate-every", 4]
+        run(project, "-c", DIE_AT_THE_FIRST_CHECKPOINT + windows, *flags, status=9)
+        run(project, "-c", windows, *flags, "--resume")
     run(project, "-c", windows, "sample.py", "--steps", 2)
     run(project, "-c", windows, "sample.py", "--race", "dfm:2", "fsdfm:2")
     run(project, "-c", windows, "eval.py", *PYDOCS, "--steps", 1, 2, "--num-samples", 2)
