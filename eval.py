@@ -166,7 +166,7 @@ def compare_speed(model, judge, x_1, dfm_row, sampler, batch_size):
 
     writes = isinstance(judge, Transformer)
     total = 3 * N * ((L - 1 if writes else 0) + FEW)
-    bar = tqdm(total=total, desc="speed", unit="step", unit_scale=True, leave=False)
+    bar = tqdm(total=total, desc="timing", unit="step", unit_scale=True, leave=False)
 
     def on_step(step, x):
         bar.update(len(x))
@@ -400,7 +400,7 @@ def measure_rows(arguments, networks, hashes, judge, dataset, report, batch_size
     device, length = next(iter(networks.values())).embedding.weight.device, report["length"]
     jobs = jobs_of(arguments, networks, kind_of(dataset.tokenizer), device.type == "cpu")
     total = sum(steps * samples for _, steps, _, samples in jobs)
-    with tqdm(total=total, desc="eval", unit="step", unit_scale=True) as bar:
+    with tqdm(total=total, desc="measuring", unit="step", unit_scale=True) as bar:
         for model, steps, temperature, samples in jobs:
             job = model, steps, temperature
             if rows.get(job, {}).get("samples", 0) >= samples:

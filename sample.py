@@ -318,7 +318,7 @@ def main():
     at_a_time = texts_at_a_time(len(template), model.config.n_tokens)
     for first in range(0, arguments.num_samples, at_a_time):
         count = min(at_a_time, arguments.num_samples - first)
-        with tqdm(total=calls, desc="sample", unit="step", leave=False, delay=2) as bar:
+        with tqdm(total=calls, desc="sampling", unit="step", leave=False, delay=2) as bar:
             callback = watcher or (lambda number, x_t: bar.update())
             x_1 = write_batch(arguments, model, template, steps, count, callback)  # (N, L)
         for index, row in enumerate(x_1.tolist(), start=first):

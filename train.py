@@ -430,7 +430,8 @@ def train(run, network, loss_function, dataset, device, rank, world):
     stop = StopRequest(ignore=rank > 0)
     log = open_log(path.with_suffix(".csv"), run.iteration) if rank == 0 else None
     steps = range(run.iteration, settings.iterations)
-    bar = tqdm(steps, run.stage, settings.iterations, initial=run.iteration, disable=rank > 0)
+    bar = tqdm(steps, f"training {run.stage}", settings.iterations, initial=run.iteration,
+               disable=rank > 0)
     began = time.perf_counter() - run.seconds
     for iteration in bar:
         set_learning_rate(run.optimizers, iteration, settings)

@@ -35,7 +35,7 @@ def next_token_nll(judge, x):
 def token_nll(judge, x):
     """The judge's -log p of every token but the first, in nats: (N, L) -> (N, L - 1) float32."""
     at_a_time = texts_at_a_time(x.shape[1], judge.config.vocab_size)
-    parts = tqdm(x.split(at_a_time), "judge", unit="batch", leave=False, delay=1)
+    parts = tqdm(x.split(at_a_time), "scoring", unit="batch", leave=False, delay=1)
     with autocast(x.device):
         return torch.cat([next_token_nll(judge, part) for part in parts])
 

@@ -118,7 +118,7 @@ def fetch(address, part, name, redirects, timeout):
             have = 0
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
-        bar = tqdm(total=total, initial=have, desc=name, unit="B", unit_scale=True)
+        bar = tqdm(total=total, initial=have, desc=f"downloading {name}", unit="B", unit_scale=True)
         with part.open("ab" if have else "wb") as file, bar:
             while block := response.read1(2**20):
                 file.write(block)

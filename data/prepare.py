@@ -265,7 +265,7 @@ def encode_to_file(text, length, tokenizer, path):
 
 
 def prepare(name, train, source, held_out=None, kind="bpe", vocab_size=1024, validation=0.1,
-            tokens_of=None, size=None):
+            tokens_of=None, sizes=(None, None)):
     """Writes data/NAME/: train.bin, val.bin and meta.json.
 
     train, held_out: texts. A text is a function without arguments that returns an iterator of
@@ -277,11 +277,12 @@ def prepare(name, train, source, held_out=None, kind="bpe", vocab_size=1024, val
     validation:      without `held_out`, the tail of `train` is held out: this part of its
                      characters, between 0 and 1.
     tokens_of:       the description (tokenizer.py) of a tokenizer to use instead.
-    size:            about how many characters `train` has, if known, for a progress bar.
+    sizes:           about how many characters `train` and `held_out` have, if known, for progress
+                     bars.
     UserError if the text is too short, cannot be read or cannot be written. An older text in
     data/NAME/ stays as it was until both token files are complete.
     """
-    length, sha256 = measure(with_bar(train(), "reading", size))
+    length, sha256 = measure(with_bar(train(), "reading", sizes[0]))
     cut = length if held_out else int(length * (1 - validation))
     if length < 1000 or cut == 0 or (cut == length and not held_out):
         raise UserError(
@@ -292,7 +293,7 @@ def prepare(name, train, source, held_out=None, kind="bpe", vocab_size=1024, val
         "train": lambda: part_of(train(), 0, cut),
         "val": held_out or (lambda: part_of(train(), cut, length)),
     }
-    lengths = {"train": cut, "val": None if held_out else length - cut}
+    lengths = {"train": cut, "val": sizes[1] if held_out else length - cut}
     description = tokens_of or describe_tokens(kind, texts["train"](), cut, vocab_size)
     tokenizer = Tokenizer(description)
 
@@ -409,7 +410,7 @@ def summary(name, counts, vocab_size):
 def draw_stories():
     """{split: texts}: as many as STORIES says, none held out that is also in the training set."""
     rng = random.Random(0)
-    train = [make_story(rng) for _ in tqdm(range(STORIES["train"]), "stories", leave=False)]
+    train = [make_story(rng) for _ in tqdm(range(STORIES["train"]), "drawing stories", leave=False)]
     known, val = set(train), []
     while len(val) < STORIES["val"]:
         story = make_story(rng)
@@ -450,22 +451,25 @@ def prepare_pydocs(name, **options):
     """Writes data/NAME/ from the documentation of this Python. Options: those of prepare()."""
     text = python_text()
     source = f"documentation of Python {platform.python_version()}"
-    prepare(name, lambda: iter([text]), source, **options)
+    prepare(name, lambda: iter([text]), source, sizes=(len(text), None), **options)
 
 
 def prepare_files(name, paths, **options):
     """Writes data/NAME/ from UTF-8 files. Options: those of prepare()."""
     separator = END if options["kind"] == "gpt2" else "\n\n"
     source = "files: " + ", ".join(Path(path).name for path in paths)
-    size = total_size(paths)
-    prepare(name, lambda: read_texts(paths, separator), source, size=size, **options)
+    sizes = sum(map(size_of_text, paths)), None
+    prepare(name, lambda: read_texts(paths, separator), source, sizes=sizes, **options)
 
 
-def total_size(paths):
-    """Bytes of the files together; None if one is compressed."""
-    if any(str(path).endswith(".gz") or ".zip#" in str(path) for path in paths):
-        return None
-    return sum(Path(path).stat().st_size for path in paths)
+def size_of_text(path):
+    """Bytes of the text in a file that open_text takes. What a .gz holds is not known before it is
+    read: English becomes about 2.6 times as long."""
+    archive, _, member = str(path).partition(".zip#")
+    if member:
+        return zipfile.ZipFile(archive + ".zip").getinfo(member).file_size
+    size = Path(path).stat().st_size
+    return int(2.6 * size) if str(path).endswith(".gz") else size
 
 
 def prepare_download(name, **options):
@@ -482,7 +486,9 @@ def prepare_download(name, **options):
     texts = [make_text(path) for path in paths]
     held_out = texts[1] if len(texts) > 1 else None
     source = files[0][0]
-    prepare(name, texts[0], source, held_out, size=total_size(paths[:1]), **options)
+    check_files(paths)
+    sizes = [size_of_text(path) for path in paths] + [None]
+    prepare(name, texts[0], source, held_out, sizes=sizes, **options)
 
 
 def download_text(name, address, sha256):

@@ -79,7 +79,7 @@ def main():
     print(f"{'':45}{'grid':>8}" + "".join(f"{steps:>8}" for steps in STEPS))
     for power in (2, 1):
         for name, combinations in CASES.items():
-            counts = tqdm(STEPS, "agreement", leave=False, delay=1)
+            counts = tqdm(STEPS, "drawing texts", leave=False, delay=1)
             wrong = [share_wrong(combinations, steps, power, n) for steps in counts]
             grid = "power 2" if power == 2 else "uniform"
             print(f"{name:45}{grid:>8}" + "".join(f"{share:8.4f}" for share in wrong), flush=True)

@@ -19,6 +19,10 @@ if [ $# -gt 0 ]; then
     text=$(realpath "$1")
 fi
 cd "$(dirname "$0")/.."
+if [ ! -e /dev/nvidiactl ] && [ ! -e /dev/dxg ]; then  # of Linux, and of Linux in Windows
+    echo "error: this machine has no NVIDIA GPU: bash speedrun.sh runs on a CPU" >&2
+    exit 2
+fi
 source common/setup.sh
 if ! python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
     echo "error: PyTorch sees no CUDA GPU here: bash speedrun.sh runs on a CPU" >&2

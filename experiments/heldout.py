@@ -105,7 +105,7 @@ def likelihood_bound(model, x_1, points=16):
     bounds = []
     with autocast(x_1.device):
         parts = x_1.split(texts_at_a_time(x_1.shape[1], model.config.n_tokens))
-        for part in tqdm(parts, "likelihood", leave=False):
+        for part in tqdm(parts, "bounding the likelihood", leave=False):
             bounds.append(integrated_loss(model, part, points) + last_draw_nll(model, part))
     return torch.cat(bounds)
 
@@ -126,7 +126,7 @@ def judge_nll(judge, x_1):
 def infill(model, x_1, given, steps, sampler=Sampler(), batch_size=64):
     """Generates the tokens of real texts x_1 (N, L) that are not `given` (N, L) bool: (N, L)."""
     parts = []
-    with autocast(x_1.device), step_bar("infill", len(x_1), steps) as bar:
+    with autocast(x_1.device), step_bar("infilling", len(x_1), steps) as bar:
         for text, mask in zip(x_1.split(batch_size), given.split(batch_size)):
             noise = sample_source(text.shape, model.config, text.device)
             x_0 = torch.where(mask, text, noise)
@@ -192,7 +192,7 @@ def train_on(texts, vocab_size, seed, iterations=500):
     torch.manual_seed(seed)
     network = Transformer(config).to(texts.device)
     optimizers = make_optimizers(network, settings)
-    for iteration in tqdm(range(iterations), "reverse", leave=False):
+    for iteration in tqdm(range(iterations), "training a judge", leave=False):
         set_learning_rate(optimizers, iteration, settings)
         x = texts[torch.randint(len(texts), (settings.batch_size,), device=texts.device)]
         with autocast(texts.device):

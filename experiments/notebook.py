@@ -45,6 +45,8 @@ PRESET = os.environ.get("PRESET", "cpu")  # "tiny" to see it run, "cpu" to see i
 if Path("../flow.py").exists():
     os.chdir("..")
 if not Path("flow.py").exists():
+    if not REPOSITORY:
+        raise SystemExit("This is not the project's folder: set REPOSITORY above to its address.")
     subprocess.run(["git", "clone", REPOSITORY, "nanodfm"], check=True)
     os.chdir("nanodfm")
 sys.path.insert(0, os.getcwd())

@@ -47,7 +47,8 @@ def right_stories(path, steps, num_samples, dataset, device):
     """Right stories of a checkpoint, as text: mean ± standard error."""
     model, _ = load_model(path, device)
     shape = (num_samples, model.config.block_size)
-    with tqdm(total=num_samples * steps, desc=str(path), unit="step", leave=False, delay=1) as bar:
+    with tqdm(total=num_samples * steps, desc=f"measuring {path}", unit="step", leave=False,
+              delay=1) as bar:
         x_1, _ = timed_samples(model, shape, steps, Sampler(), SEED, 64,
                                callback=lambda step, x_t: bar.update(len(x_t)))
     row = {"samples": num_samples} | measure_stories(x_1, dataset)

@@ -145,6 +145,19 @@ def test_compressed_files_are_read(tmp_path):
         assert "".join(data.prepare.read_text(tmp_path / name)) == text
 
 
+def test_progress_bars_know_the_size_of_a_text(tmp_path):
+    """Exactly in a file and a zip archive, about in a .gz: within a third for English."""
+    topics = data.prepare.python_documents()
+    text = "".join(text for name, text in topics.items() if name.startswith("topic")).encode()
+    (tmp_path / "text").write_bytes(text)
+    (tmp_path / "text.gz").write_bytes(gzip.compress(text))
+    with zipfile.ZipFile(tmp_path / "text.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("folder/text", text)
+    for name, tolerance in (("text", 0), ("text.zip#folder/text", 0), ("text.gz", 0.33)):
+        size = data.prepare.size_of_text(str(tmp_path / name))
+        assert size == pytest.approx(len(text), rel=tolerance), name
+
+
 def test_documents_of_python():
     """Help topics and docstrings, and none of packages that some systems lack. That every run
     gives the same text is checked in test_commands.py."""
