@@ -424,8 +424,10 @@ def positive_sums(weights):
 
 def first_above(cumulative, target):
     """Where cumulative (N, V) first exceeds target (N, 1): (N, 1) int64. V - 1 if nowhere."""
-    index = torch.arange(cumulative.shape[-1], device=cumulative.device)
-    return torch.where(cumulative > target, index, len(index) - 1).amin(-1, keepdim=True)
+    # int32: amin of int64 can be 0 on Apple GPUs (github.com/pytorch/pytorch/pull/191104)
+    index = torch.arange(cumulative.shape[-1], dtype=torch.int32, device=cumulative.device)
+    index = torch.where(cumulative > target, index, len(index) - 1)
+    return index.amin(-1, keepdim=True).long()
 
 
 def categorical(weights, block=64):

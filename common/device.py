@@ -4,6 +4,7 @@ import functools
 import importlib.util
 
 import torch
+import torch.nn.functional as F
 
 from common.command import UserError
 
@@ -40,20 +41,32 @@ def number_format(device):
         bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if bfloat16 else torch.float16
     if device.type == "mps":
-        return torch.bfloat16 if multiplies(torch.bfloat16, device) else torch.float32
+        return torch.bfloat16 if computes(torch.bfloat16, device) else torch.float32
     can = getattr(torch.cpu, "get_capabilities", dict)()
     bfloat16 = can.get("amx_bf16", False) or can.get("avx512_bf16", False)
     return torch.bfloat16 if bfloat16 else torch.float32
 
 
 @functools.cache
-def multiplies(dtype, device):
-    """Whether matrices of this dtype can be multiplied there: older versions of macOS cannot."""
+def computes(dtype, device):
+    """Whether a matrix product, GELU and their gradient come out there as on the CPU. Older
+    versions of macOS have no bfloat16, and in some of PyTorch its GELU was NaN on Apple GPUs
+    (github.com/pytorch/pytorch/issues/186278)."""
+    x = torch.arange(64).remainder(7).view(8, 8) - 3  # products of integers are exact
     try:
-        ones = torch.ones(2, 2, dtype=dtype, device=device)
-        return bool((ones @ ones == 2).all())
+        there, here = layer(x.to(device, dtype)), layer(x.to(dtype))
     except (RuntimeError, TypeError):
         return False
+    return torch.allclose(there, here, rtol=0.01, atol=0.2)
+
+
+@torch.enable_grad()
+def layer(x):
+    """GELU(x x^T) and the gradient of its sum, in float32 on the CPU."""
+    x.requires_grad_()
+    y = F.gelu(x @ x.mT, approximate="tanh")
+    y.sum().backward()
+    return torch.cat([y.detach(), x.grad]).float().cpu()
 
 
 def autocast(device):

@@ -19,11 +19,15 @@ def attention(q, k, v, is_causal=False):
     token: PyTorch's may prepare anew for each on newer GPUs. A validation that wrote 1,016 tokens
     took 54 s (H200); that this was the cause, and what the formula gains there, has not been
     measured.
+
+    On Apple GPUs it is the formula always. There PyTorch's is silently wrong in several versions:
+    for permuted tensors (github.com/pytorch/pytorch/issues/181133), and in half precision a causal
+    network sees the future (issues/195910).
     """
     token_by_token = k.shape[2] > q.shape[2]
     many_scores = q[..., 0].numel() * k.shape[2] > 2**21  # PyTorch's form needs less memory
     on_cpu = q.device.type == "cpu" and (torch.is_grad_enabled() or not many_scores)
-    if token_by_token or on_cpu:
+    if token_by_token or on_cpu or q.device.type == "mps":
         return attention_by_formula(q, k, v, is_causal)
     return F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
 

@@ -27,8 +27,9 @@ from model import ModelConfig
 def next_token_nll(judge, x):
     """-log p(x[i] | x[:i]) in nats: tokens (B, L) -> (B, L - 1) float32. The training loss is its
     mean."""
-    logits = judge(x[:, :-1]).float()  # (B, L - 1, V)
-    return F.cross_entropy(logits.transpose(1, 2), x[:, 1:], reduction="none")
+    logits, target = judge(x[:, :-1]).float(), x[:, 1:]  # (B, L - 1, V), (B, L - 1)
+    nll = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
+    return nll.view_as(target)
 
 
 @torch.no_grad()

@@ -9,10 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import flow
 from command import DIE_AT_THE_FIRST_CHECKPOINT, PYDOCS, TINY, copy_project, run
 from common import device as devices
+from common import fast
 from common.command import UserError
 from common.optimizer import make_optimizers, set_learning_rate
 from common.run import Run
@@ -42,10 +44,42 @@ def test_a_batch_is_on_its_device():
     assert Dataset.batch(text, "train", 2, 8, torch.device("meta")).device.type == "meta"
 
 
-def test_a_number_format_that_cannot_be_multiplied():
-    cpu = torch.device("cpu")
-    assert devices.multiplies(torch.bfloat16, cpu)
-    assert not devices.multiplies(torch.bool, cpu)
+def test_a_number_format_that_computes(monkeypatch):
+    """Not one without gradients, nor one whose GELU is NaN above 10 or whose products are wrong."""
+    computes, cpu = devices.computes.__wrapped__, torch.device("cpu")
+    assert computes(torch.float32, cpu) and computes(torch.bfloat16, cpu)
+    assert not computes(torch.bool, cpu)
+    layer, gelu = devices.layer, F.gelu
+
+    def only_there(action):
+        """The first call of layer, on the device, is wrong; the second, on the CPU, is not."""
+        calls = iter((action, layer))
+        monkeypatch.setattr(devices, "layer", lambda x: next(calls)(x))
+
+    only_there(lambda x: layer(x) + torch.eye(16, 8))
+    assert not computes(torch.bfloat16, cpu)
+    monkeypatch.setattr(devices, "layer", layer)
+    monkeypatch.setattr(F, "gelu", lambda x, **kind: gelu(x, **kind).masked_fill(x > 10, math.nan))
+    assert not computes(torch.bfloat16, cpu)
+
+
+def test_attention_on_an_apple_gpu_is_the_formula(monkeypatch):
+    """In training and in sampling, where a CPU takes PyTorch's function for texts this long."""
+    monkeypatch.setattr(fast, "attention_by_formula", lambda *arguments: "the formula")
+    q, k, v = torch.rand(3, 1, 1, 2000, 4)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            assert fast.attention(q.as_subclass(OnAppleGPU), k, v) == "the formula"
+    with torch.no_grad():
+        assert torch.is_tensor(fast.attention(q, k, v))
+
+
+class OnAppleGPU(torch.Tensor):
+    """A tensor on the CPU that says it is on an Apple GPU."""
+
+    @property
+    def device(self):
+        return SimpleNamespace(type="mps")
 
 
 @pytest.fixture
