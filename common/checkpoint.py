@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from common.command import ROOT, UserError
-from common.files import OUT, field, file_hash, must_be_ordinary, write_safely
+from common.files import OUT, field, file_hash, must_be_ordinary, replace, write_safely
 from common.published import NETWORKS, is_published, load_published
 from common.quantize import dequantize
 from data.tokenizer import Tokenizer, check_description
@@ -125,7 +125,7 @@ def load_checkpoint(path, repair=False):
             why = problem or f"{path} is missing"
             print(f"{why}: using {candidate}, the one before it", file=sys.stderr)
             if repair:
-                os.replace(candidate, path)
+                replace(candidate, path)
                 candidate = path
         if isinstance(checkpoint, dict):
             checkpoint["file"] = str(candidate)

@@ -11,6 +11,7 @@ import json
 import math
 import hashlib
 import os
+import time
 from pathlib import Path
 
 from common.command import ROOT, UserError, explain
@@ -36,8 +37,8 @@ def write_safely(path, write, keep=None):
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())  # a full disk may show only now
         if keep and path.exists():
-            os.replace(path, keep)  # killed here, a run leaves `keep` alone: checkpoint.versions
-        os.replace(temporary, path)
+            replace(path, keep)  # killed here, a run leaves `keep` alone: checkpoint.versions
+        replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             if keep and keep.exists() and not path.exists():
@@ -46,6 +47,17 @@ def write_safely(path, write, keep=None):
         if isinstance(error, (OSError, RuntimeError)):
             raise UserError(f"cannot write {path}: {cause_of(error)}") from error
         raise
+
+
+def replace(source, target):
+    """os.replace. On Windows a virus scanner or an indexer holds a new file for a moment: what is
+    refused is tried again, for a second and a half."""
+    for seconds in (0.05, 0.1, 0.2, 0.4, 0.8):
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            time.sleep(seconds)
+    os.replace(source, target)
 
 
 def must_be_ordinary(path):

@@ -15,7 +15,7 @@ import urllib.request
 from tqdm import tqdm
 
 from common.command import UserError
-from common.files import file_hash, make_folder, must_be_ordinary
+from common.files import file_hash, make_folder, must_be_ordinary, replace
 
 HUB = "https://huggingface.co/datasets"
 STORIES = f"{HUB}/roneneldan/TinyStories/resolve/main/TinyStoriesV2-GPT4"
@@ -89,7 +89,7 @@ def download(address, path, sha256=None, timeout=30):
         ) from error
     check_length(address, part, total)
     check_hash(address, part, sha256 or redirects.sha256)
-    part.rename(path)
+    replace(part, path)
 
 
 def size_of(path):

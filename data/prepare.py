@@ -51,7 +51,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.command import Parser, UserError, number, printable, run_command
-from common.files import lock, must_be_ordinary, read_json, write_safely, write_text
+from common.files import lock, must_be_ordinary, read_json, replace, write_safely, write_text
 from data.dataset import FORMAT, Dataset
 from data.download import SHARDS, TEXTS, download
 from data.stories import make_story, vocabulary
@@ -374,7 +374,7 @@ def write_tokens(folder, write_split):
             raise UserError("the text was empty when it was read again: give ordinary files")
         meta.unlink(missing_ok=True)
         for split in new:
-            os.replace(new[split], files[split])
+            replace(new[split], files[split])
     finally:
         for path in new.values():
             path.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ about them is forced on this machine's CPU."""
 import copy
 import functools
 import math
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 import flow
 from command import DIE_AT_THE_FIRST_CHECKPOINT, PYDOCS, TINY, copy_project, run
 from common import device as devices
-from common import fast
+from common import fast, files
 from common.command import UserError
 from common.optimizer import make_optimizers, set_learning_rate
 from common.run import Run
@@ -289,6 +290,29 @@ def test_the_tiny_path_without_fcntl(project, windows):
     run(project, "-c", windows, "sample.py", "--race", "dfm:2", "fsdfm:2")
     run(project, "-c", windows, "eval.py", *PYDOCS, "--steps", 1, 2, "--num-samples", 2)
     run(project, "-c", windows, "plot.py")
+
+
+def test_a_file_that_is_held_for_a_moment_is_replaced(tmp_path, monkeypatch):
+    """Refused for the first times, as where a virus scanner reads it. If it is refused for long,
+    the old file stays, and the error says so."""
+    path, refused = tmp_path / "file", []
+
+    def replace(source, target):
+        if len(refused) < times:
+            refused.append(target)
+            raise PermissionError(13, "Permission denied")
+        os_replace(source, target)
+
+    os_replace = os.replace
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+    for times, text in ((0, "old"), (5, "new")):
+        files.write_text(path, text)
+        assert path.read_text() == text and len(refused) == times
+    times = 1000
+    with pytest.raises(UserError, match="cannot write .* Permission denied"):
+        files.write_text(path, "newest")
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
 def test_the_other_lock_refuses(project, windows):
