@@ -449,10 +449,10 @@ def test_other_ways_to_write(trained):
     assert re.fullmatch(r"Return the .+ of the .+ list\.\n", filled, re.S)
 
 
-def test_the_lines_of_python_in_the_readme(trained):
+def test_the_lines_of_python_in_the_readme():
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
     assert len(code.strip().splitlines()) <= 5
-    assert run(trained, "-c", code).stdout.count("Mia had a") == 3
+    assert run(ROOT, "-c", code).stdout.count("Mia had a") == 3
 
 
 # ------------------------------------------------------------------------------------------------

@@ -181,9 +181,9 @@ def project(tmp_path_factory):
 
 
 def test_float16_trains_and_resumes(project):
-    """With a gradient scaler, whose state is in the checkpoint: killed at iteration 30 and resumed,
+    """With a gradient scaler, whose state is in the checkpoint: killed at iteration 20 and resumed,
     a run ends with the weights of an undisturbed one."""
-    flags = ["dfm", *TINY, "--iterations", 60]
+    flags = ["dfm", *TINY, "--iterations", 40, "--validate-every", 20]
     run(project, "-c", FLOAT16, *flags, "--out", "whole")
     run(project, "-c", DIE_AT_THE_FIRST_CHECKPOINT + FLOAT16, *flags, "--out", "killed", status=9)
     run(project, "-c", FLOAT16, *flags, "--out", "killed", "--resume")
