@@ -419,7 +419,7 @@ def finest_dtype(device):
 def positive_sums(weights):
     """cumsum(-1) of weights (N, V), with 0 in the places of zero weights: GPUs add in parallel, and
     their rounded sums can grow there."""
-    return weights.cumsum(-1).masked_fill(weights == 0, 0)
+    return weights.cumsum(-1).masked_fill_(weights == 0, 0)
 
 
 def first_above(cumulative, target):
