@@ -30,7 +30,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from common.fast import attention, linear
+from common.fast import Linear, attention
 
 
 @dataclass
@@ -75,9 +75,7 @@ class ScalarEmbedding(nn.Module):
     def __init__(self, cond_dim, scale):
         super().__init__()
         self.scale = scale
-        self.mlp = nn.Sequential(
-            nn.Linear(256, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim)
-        )
+        self.mlp = nn.Sequential(Linear(256, cond_dim), nn.SiLU(), Linear(cond_dim, cond_dim))
 
     def forward(self, value):  # (B, T) -> (B, T, cond_dim)
         powers = torch.arange(128, device=value.device) / 128
@@ -95,7 +93,7 @@ class Condition(nn.Module):
         self.time_embedding = ScalarEmbedding(config.cond_dim, config.time_scale)
         if config.step_aware:
             self.step_embedding = ScalarEmbedding(config.cond_dim, config.time_scale)
-            self.fuser = nn.Linear(2 * config.cond_dim, 2 * config.cond_dim)
+            self.fuser = Linear(2 * config.cond_dim, 2 * config.cond_dim)
         self.step_aware = config.step_aware
 
     def forward(self, t, h):  # t (B,) or (B, L); h (B,) or (B, 1)
@@ -114,8 +112,8 @@ class Modulation(nn.Module):
         self.parts = parts
         self.fuser = None
         if config.step_aware:
-            self.fuser = nn.Linear(2 * config.cond_dim, config.cond_dim)
-        self.linear = nn.Linear(config.cond_dim, parts * config.dim)
+            self.fuser = Linear(2 * config.cond_dim, config.cond_dim)
+        self.linear = Linear(config.cond_dim, parts * config.dim)
 
     def forward(self, c):
         if self.fuser is not None:
@@ -160,8 +158,8 @@ class Attention(nn.Module):
         super().__init__()
         self.n_head = config.n_head
         self.causal = config.causal
-        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
-        self.out = nn.Linear(config.dim, config.dim, bias=False)
+        self.qkv = Linear(config.dim, 3 * config.dim, bias=False)
+        self.out = Linear(config.dim, config.dim, bias=False)
         self.kv_cache = None  # the judge sets one while it writes token by token (common/judge.py)
 
     def forward(self, x, cos, sin):
@@ -184,9 +182,9 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.norm2 = nn.LayerNorm(config.dim, bias=False)
         self.mlp = nn.Sequential(
-            nn.Linear(config.dim, 4 * config.dim),
+            Linear(config.dim, 4 * config.dim),
             nn.GELU(approximate="tanh"),
-            nn.Linear(4 * config.dim, config.dim),
+            Linear(4 * config.dim, config.dim),
         )
         self.dropout = nn.Dropout(config.dropout)
 
@@ -203,12 +201,12 @@ class OutputLayer(nn.Module):
         super().__init__()
         self.modulation = Modulation(config, parts=2)
         self.norm = nn.LayerNorm(config.dim, bias=False)
-        self.linear = nn.Linear(config.dim, config.n_tokens)
+        self.linear = Linear(config.dim, config.n_tokens)
 
     def forward(self, x, c):  # (B, L, d) -> (B, L, n_tokens)
         shift, scale = self.modulation(c)
         x = self.norm(x) * (1 + scale) + shift
-        return linear(x, self.linear.weight, self.linear.bias)
+        return self.linear(x)
 
 
 class Transformer(nn.Module):

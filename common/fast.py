@@ -1,13 +1,14 @@
-"""What is there for speed alone. Plumbing, to be skipped on a first reading.
+"""PyTorch's functions, in the form that suits the device. Plumbing, to be skipped at first.
 
-    attention    F.scaled_dot_product_attention, or its formula where that is faster
-    linear       F.linear, with rows filled up where that is faster
+    attention    F.scaled_dot_product_attention, or its formula
+    Linear       nn.Linear, with rows filled up or on two dimensions alone
 """
 
 import math
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 
 def attention(q, k, v, is_causal=False):
@@ -40,20 +41,37 @@ def attention_by_formula(q, k, v, is_causal=False):
     return scores.softmax(-1).to(v.dtype) @ v
 
 
-def linear(x, weight, bias):
-    """x (..., m), weight (n, m), bias (n,) -> (..., n).
+class Linear(nn.Linear):
+    """nn.Linear: (..., m) -> (..., n)."""
 
-    On a GPU the weight has its n rows filled up to a multiple of 64. GPT-2 has 50,257 tokens: rows
-    of an odd number of logits are not aligned in memory, and matrix products with them are slow.
-    Filled up, a training step of the paper's small network takes 88.5 ms instead of 111.7 (H200,
-    not compiled).
-    """
-    return padded_linear(x, weight, bias) if x.device.type == "cuda" else F.linear(x, weight, bias)
+    def forward(self, x):
+        if x.device.type == "cuda":
+            return padded_linear(x, self.weight, self.bias)
+        if x.device.type == "mps":
+            return flat_linear(x, self.weight, self.bias)
+        return super().forward(x)
 
 
 def padded_linear(x, weight, bias):
+    """For NVIDIA GPUs: the weight (n, m) has its n rows filled up to a multiple of 64. GPT-2 has
+    50,257 tokens: rows of an odd number of logits are not aligned in memory, and matrix products
+    with them are slow. Filled up, a training step of the paper's small network takes 88.5 ms
+    instead of 111.7 (H200, not compiled)."""
     missing = -len(weight) % 64
     if missing == 0:
         return F.linear(x, weight, bias)
-    weight, bias = F.pad(weight, (0, 0, 0, missing)), F.pad(bias, (0, missing))
+    weight = F.pad(weight, (0, 0, 0, missing))
+    bias = None if bias is None else F.pad(bias, (0, missing))
     return F.linear(x, weight, bias)[..., :-missing]
+
+
+def flat_linear(x, weight, bias):
+    """For Apple GPUs, around silent faults of PyTorch's issues 180776, 188438, 192934 and 193487
+    (github.com/pytorch/pytorch/issues). On some chips F.linear is wrong for more than two
+    dimensions, or loses the bias of a single row. Sums of 32,767 terms and more are wrong: the
+    gradient of x sums over the rows of the weight, which are taken 2**14 at a time."""
+    rows = x.flatten(0, -2)  # (N, m)
+    y = torch.cat([F.linear(rows, part) for part in weight.split(2**14)], dim=-1)  # (N, n)
+    if bias is not None:
+        y = y + bias.to(y.dtype)
+    return y.unflatten(0, x.shape[:-1])

@@ -50,9 +50,9 @@ def write_safely(path, write, keep=None):
 
 
 def replace(source, target):
-    """os.replace. On Windows a virus scanner or an indexer holds a new file for a moment: what is
-    refused is tried again, for a second and a half."""
-    for seconds in (0.05, 0.1, 0.2, 0.4, 0.8):
+    """os.replace. On Windows a virus scanner or a backup holds a new file for a moment: what is
+    refused is tried again, for six seconds."""
+    for seconds in (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2):
         try:
             return os.replace(source, target)
         except PermissionError:

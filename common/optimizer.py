@@ -122,10 +122,11 @@ def must_fit(config, device):
         weights = sum(p.numel() for p in Transformer(config).parameters())
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
-    elif hasattr(os, "sysconf"):
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    else:  # Windows
-        return
+    else:
+        try:
+            memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, ValueError):  # Windows, some Pythons of macOS
+            return
     if 16 * weights > memory:
         raise UserError(
             f"a network of {weights / 1e9:.1f} billion weights takes {16 * weights / 1e9:.0f} GB "

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common.checkpoint import LABELS
 from common.command import UserError
-from common.files import field, read_json
+from common.files import field, read_json, replace
 from data.stories import KINDS
 
 MEASURES = ("perplexity", "entropy", "entropy_4grams", "distinct_4grams")
@@ -101,12 +101,13 @@ def continue_report(path, key):
     path = Path(os.path.realpath(path))  # of a link, the target is archived: it stays one
     report = read_report(path) if path.exists() else {}
     if report and report["key"] != key:
-        archived = path.replace(archived_name(path, report["key"]))
+        archived = archived_name(path, report["key"])
+        replace(path, archived)
         other = ", ".join(name for name in key if report["key"].get(name) != key[name])
         print(f"{path} has another {other}: it is now {archived}")
         report = {}
     archive = archived_name(path, key)
     if not report and archive.exists():
         report = read_report(archive)
-        archive.replace(path)
+        replace(archive, path)
     return report

@@ -372,9 +372,15 @@ def write_tokens(folder, write_split):
         counts = {split: write_split(split, new[split]) for split in new}
         if min(counts.values()) == 0:
             raise UserError("the text was empty when it was read again: give ordinary files")
+        described = meta.read_bytes() if meta.exists() else None
         meta.unlink(missing_ok=True)
-        for split in new:
-            replace(new[split], files[split])
+        try:
+            replace(new["train"], files["train"])
+        except OSError:  # on Windows, where a training reads it: all is as it was
+            if described is not None:
+                meta.write_bytes(described)
+            raise
+        replace(new["val"], files["val"])
     finally:
         for path in new.values():
             path.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from matplotlib.animation import FuncAnimation, PillowWriter
 from tqdm import tqdm
 
-from common.files import write_safely
+from common.files import replace, write_safely
 from show.race import FEW_STEPS, words_of, wrap
 from show.run import STATUSES
 
@@ -106,6 +106,6 @@ def save_as_gif(animation, bar, temporary):
     try:
         writer = PillowWriter(fps=PER_SECOND)
         animation.save(named, writer, dpi=80, progress_callback=lambda i, n: bar.update())
-        named.replace(temporary)
+        replace(named, temporary)
     finally:
         named.unlink(missing_ok=True)

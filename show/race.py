@@ -293,7 +293,8 @@ def mark_wrong(words):
 
 def race(runs, tokenizer, mask_id, pace):
     """The race on a terminal, then the finished texts; elsewhere the texts alone."""
-    on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    notebook = "JPY_PARENT_PID" in os.environ  # Jupyter's `!` looks like a terminal without keys
+    on_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not notebook
     if on_terminal:
         show_race(runs, tokenizer, mask_id, pace)
     width = min(100, shutil.get_terminal_size().columns)

@@ -5,6 +5,7 @@ import copy
 import functools
 import math
 import os
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 import flow
-from command import DIE_AT_THE_FIRST_CHECKPOINT, PYDOCS, TINY, copy_project, run
+from command import DIE_AT_THE_FIRST_CHECKPOINT, PYDOCS, ROOT, TINY, copy_project, run
 from common import device as devices
 from common import fast, files
 from common.command import UserError
@@ -73,6 +74,29 @@ def test_attention_on_an_apple_gpu_is_the_formula(monkeypatch):
             assert fast.attention(q.as_subclass(OnAppleGPU), k, v) == "the formula"
     with torch.no_grad():
         assert torch.is_tensor(fast.attention(q, k, v))
+
+
+def test_products_on_an_apple_gpu_have_two_dimensions(monkeypatch):
+    """In every layer: no bias in the product, and no more than 2**14 rows of a weight."""
+    shapes = []
+
+    def linear(x, weight, bias=None):
+        shapes.append((x.ndim, len(weight)))
+        assert bias is None
+        return x.as_subclass(torch.Tensor) @ weight.mT
+
+    torch.manual_seed(1)
+    config = ModelConfig(2**14 + 3, 8, n_layer=1, n_head=1, dim=8, cond_dim=8, step_aware=True)
+    model = Transformer(config)
+    x_t, t, h = torch.randint(100, (2, 8)), torch.rand(2), torch.rand(2)
+    logits = model(x_t, t, h)
+    monkeypatch.setattr(F, "linear", linear)
+    for module in model.modules():
+        if isinstance(module, fast.Linear):
+            module.register_forward_pre_hook(lambda _, x: x[0].as_subclass(OnAppleGPU))
+    torch.testing.assert_close(model(x_t, t, h).as_subclass(torch.Tensor), logits)
+    assert len(shapes) == 1 + sum(isinstance(m, torch.nn.Linear) for m in model.modules())
+    assert all(dimensions == 2 and rows <= 2**14 for dimensions, rows in shapes)
 
 
 class OnAppleGPU(torch.Tensor):
@@ -306,13 +330,29 @@ def test_a_file_that_is_held_for_a_moment_is_replaced(tmp_path, monkeypatch):
     os_replace = os.replace
     monkeypatch.setattr(os, "replace", replace)
     monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
-    for times, text in ((0, "old"), (5, "new")):
+    for times, text in ((0, "old"), (7, "new")):
         files.write_text(path, text)
         assert path.read_text() == text and len(refused) == times
     times = 1000
     with pytest.raises(UserError, match="cannot write .* Permission denied"):
         files.write_text(path, "newest")
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_text_in_use_stays(project, windows):
+    """Prepared again while a training reads it, as Windows refuses it: it can be used as before."""
+    flags = ["data/prepare.py", "text", "--text", "README.md", "--overwrite"]
+    shutil.copy(ROOT / "README.md", project)
+    run(project, *flags)
+    before = [(project / f"data/text/{name}").read_bytes() for name in ("train.bin", "meta.json")]
+    held = "held = open('data/text/train.bin')\nimport time\ntime.sleep = lambda seconds: None\n"
+    flags += ["--vocab-size", 300]
+    line = run(project, "-c", held + windows, *flags, status=2).stderr
+    assert "in use" in line and "Traceback" not in line
+    after = [(project / f"data/text/{name}").read_bytes() for name in ("train.bin", "meta.json")]
+    assert before == after
+    run(project, "-c", windows, *flags)
+    assert (project / "data/text/train.bin").read_bytes() != before[0]
 
 
 def test_the_other_lock_refuses(project, windows):

@@ -17,7 +17,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import train
-from common.fast import attention, attention_by_formula, padded_linear
+from common.fast import attention, attention_by_formula, flat_linear, padded_linear
 from common.optimizer import Muon, make_optimizers, orthogonalize, set_learning_rate
 from model import ModelConfig, ScalarEmbedding, Transformer, copy_dfm_weights
 from model import rotary_tables, rotate, sinusoidal_positions
@@ -204,15 +204,20 @@ def test_attention_of_long_texts_is_the_same_without_gradients(is_causal):
     torch.testing.assert_close(without, with_gradients, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("n", [1, 63, 64, 65])
-def test_padded_linear_is_pytorchs(n):
+@pytest.mark.parametrize("linear", [padded_linear, flat_linear])
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 2**14 + 1])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_linear_of_other_devices_is_pytorchs(linear, n, with_bias):
     x, weight, bias = torch.randn(2, 3, 8), torch.randn(n, 8), torch.randn(n)
-    inputs = [part.requires_grad_() for part in (x, weight, bias)]
-    ours, theirs = padded_linear(*inputs), F.linear(*inputs)
+    inputs = [part.requires_grad_() for part in (x, weight, bias)[: 2 + with_bias]]
+    with_none = inputs if with_bias else [*inputs, None]
+    ours, theirs = linear(*with_none), F.linear(*with_none)
     torch.testing.assert_close(ours, theirs)
     upstream = torch.randn(2, 3, n)
     gradients = [torch.autograd.grad((y * upstream).sum(), inputs) for y in (ours, theirs)]
-    torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(*with_none).dtype == torch.bfloat16
 
 
 # ------------------------------------------------------------------------------------------------

@@ -440,5 +440,9 @@ def test_the_race_on_a_terminal(shown):
     assert status == 0 and "space pause" in written and "\033[1;30;46m" in written
     assert written.rindex("\033[?1049l") > written.rindex("\033[?1049h")
     assert "16 network calls against 4" in written
+    with pytest.MonkeyPatch.context() as patch:  # a notebook's `!` has no keys to end it with
+        patch.setenv("JPY_PARENT_PID", "1")
+        written, status = on_terminal(shown, 80, 24, "", *words)
+    assert status == 0 and "space pause" not in written and "16 network calls" in written
     written, status = on_terminal(shown, 40, 10, "", *words)
     assert status == 2 and "40 x 10 characters" in written and "Traceback" not in written
