@@ -349,6 +349,8 @@ def load_all(arguments, device):
                 f"{judge_path} judges other tokens than those of {path}: "
                 "train it on the same --data"
             )
+        if network.unfinished:
+            print(f"note: {path} is not finished ({network.unfinished})", file=sys.stderr)
         networks[name], hashes[name] = network, file_hash(network.file)
     dataset = Dataset(arguments.data)
     for name, network in {"judge": judge, **networks}.items():

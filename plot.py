@@ -305,7 +305,7 @@ def main():
     out = parser.parse_args().out
     path = out / "eval.json"
     if not path.exists():
-        raise UserError(f"there is no {path}: make it with `python eval.py`")
+        raise UserError(f"there is no {path}: make it with `python eval.py` and the same --out")
     figures = draw_all(read_report(path))
     if not figures:
         raise UserError(

@@ -261,6 +261,9 @@ def make_template(arguments, model, tokenizer):
             f"the text has {len(template)} tokens: the model was trained on {block}, "
             f"and writes up to {16 * block}"
         )
+    if len(template) > block:
+        print(f"note: the text has {len(template)} tokens, and the model was trained on {block}",
+              file=sys.stderr)
     if causal and template[0] == -1:
         raise UserError("the judge goes on from a text: give it one with --prompt")
     return template

@@ -132,8 +132,17 @@ def load_checkpoint(path, repair=False):
         return checkpoint
     if problem:
         raise UserError(f"{problem}: make or download it again") from problem
-    remedy = f": make it with `python train.py {path.stem}`" if path.stem in STAGES else ""
-    raise UserError(f"there is no {path}{remedy}")
+    raise UserError(f"there is no {path}{remedy_for(path)}")
+
+
+def remedy_for(path):
+    """What to do about a missing network, as the end of a sentence."""
+    if path.stem not in STAGES:
+        return ""
+    if path.parent != OUT:
+        return f": make it with `python train.py {path.stem} --data NAME --out {path.parent}`"
+    shipped = ", or use those that come with the project with `--out weights`"
+    return f": make it with `python train.py {path.stem}`{shipped if WEIGHTS.exists() else ''}"
 
 
 def find_network(out, stage):
@@ -215,10 +224,10 @@ def load_model(path, device="cpu", network=NETWORKS[0], n_head=None):
 
     From a checkpoint of train.py or a published `.pth`, recognised by their keys; `network` and
     `n_head` are for the latter. model.file is the name of the file that was read, model.text says
-    what it was trained on, if that is known. UserError if the file is missing, damaged or something
-    else.
+    what it was trained on, if that is known, model.unfinished how far its training has come, if it
+    has not ended. UserError if the file is missing, damaged or something else.
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint, unfinished = load_checkpoint(path), None
     if is_published(checkpoint):
         model = load_published(checkpoint, network, n_head)
         tokenizer = Tokenizer({"kind": "gpt2"})
@@ -226,10 +235,14 @@ def load_model(path, device="cpu", network=NETWORKS[0], n_head=None):
         must_be_ours(checkpoint, path)
         model = network_of(checkpoint, path, "ema" if checkpoint["ema"] else "model")
         tokenizer = Tokenizer(checkpoint["tokenizer"])
+        done, iterations = checkpoint["iteration"], checkpoint["settings"]["iterations"]
+        if done < iterations:
+            unfinished = f"{done} of {iterations} iterations"
         if tokenizer.vocab_size != model.config.vocab_size:
             reason = "its tokenizer has other tokens than its network"
             raise UserError(f"{path} does not fit together ({reason}): train it again")
     model.file, model.text = checkpoint["file"], checkpoint.get("text")
+    model.unfinished = unfinished
     return model.to(device).eval(), tokenizer
 
 
@@ -240,5 +253,5 @@ def load_finished_dfm(path, dataset):
     must_be_ours(checkpoint, path, "dfm")
     dataset.must_match(checkpoint, path)
     if checkpoint["iteration"] < checkpoint["settings"]["iterations"]:
-        raise UserError(f"{path} is not finished: run `python train.py dfm --resume`")
+        raise UserError(f"{path} is not finished: go on with `python train.py dfm` and --resume")
     return network_of(checkpoint, path)

@@ -131,6 +131,9 @@ def load_judge(name, device):
         judge, tokenizer = load_model(path, device)
         if not judge.config.causal:
             raise UserError(f"{path} is no judge: make it with `python train.py judge`")
+        if judge.unfinished:
+            raise UserError(f"{path} is not finished ({judge.unfinished}): go on with `python "
+                            "train.py judge` and --resume")
         return judge, tokenizer, file_hash(judge.file)
     try:
         from transformers import AutoModelForCausalLM

@@ -23,9 +23,10 @@ if ! .venv/bin/python -c "$has_all" 2>/dev/null || ! cmp -s requirements.txt .ve
             "(Debian and Ubuntu: apt install python3-venv)" >&2
         exit 2
     fi
-    echo "setting up .venv with $("$python" --version) (once)"
+    echo "setting up .venv with $("$python" --version) (once: PyTorch is large, and takes minutes)"
     "$python" -m venv --clear .venv
-    pip=(.venv/bin/python -m pip install --quiet --disable-pip-version-check)
+    pip=(.venv/bin/python -m pip install --disable-pip-version-check)
+    if [ ! -t 1 ]; then pip+=(--quiet); fi  # where nobody looks at its progress bars
     if ! "${pip[@]}" -r requirements.txt; then
         echo "error: the packages of requirements.txt could not be installed:" \
             "the lines above say why; is there a network?" >&2

@@ -35,7 +35,7 @@ from toy import TEXT, V, sampled_distribution, total_variation
 
 SHOWN = 12  # tokens of a story
 GUESSES = 3  # words under a token
-TEXT_COLOUR, NOISE_COLOUR, JUMP_COLOUR = "#1f5fa8", "#8a8a8a", "#d1495b"
+TEXT_COLOUR, NOISE_COLOUR, JUMP_COLOUR = "#1f5fa8", "#8a8a8a", "#c77d00"
 T, H = 0.25, 0.5  # the step that is drawn
 
 # ------------------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ def words_axis(height):
 
 
 def write_words(axis, y, tokens, is_text, tokenizer, note, changed=()):
-    """A row of words at height y: text in blue, noise in grey, those that jumped in red."""
+    """A row of words at height y: text in blue, noise in grey, those that jumped in orange."""
     axis.text(-0.7, y, note, ha="right", va="center", color=NOISE_COLOUR)
     for i in range(SHOWN):
         word = tokenizer.decode([int(tokens[i])])

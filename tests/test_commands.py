@@ -446,6 +446,8 @@ def test_other_ways_to_write(trained):
     assert len(set(texts)) == 70
     assert all(text.startswith("Return ") and len(text) > 120 for text in texts)
     filled = sample(trained, "--infill", "Return the ___ of the _12_ list.")
+    longer = run(trained, "sample.py", "--infill", "Return the _40_ list.").stderr
+    assert "the model was trained on 32" in longer
     assert re.fullmatch(r"Return the .+ of the .+ list\.\n", filled, re.S)
 
 
@@ -573,6 +575,31 @@ def test_missing_things_name_the_command_that_makes_them(project, tmp_path):
         (["data/prepare.py"], "prepare.py needs a name: stories, pydocs, "),
     ):
         assert command in error_line(project, *arguments)
+
+
+def test_the_measures_of_networks_that_are_not_finished(trained, tmp_path):
+    """A DFM is measured, and it is said; a judge that knows little yet is no measure."""
+    for stage in ("judge", "dfm"):
+        shutil.copy(trained / f"out/{stage}.pt", tmp_path)
+    checkpoints = {stage: load(tmp_path / f"{stage}.pt") for stage in ("judge", "dfm")}
+    command = ["eval.py", *PYDOCS, "--models", "dfm", "--steps", 1, "--num-samples", 2]
+    command += ["--out", tmp_path]
+    torch.save(checkpoints["dfm"] | {"iteration": 59}, tmp_path / "dfm.pt")
+    assert "dfm.pt is not finished (59 of 60 iterations)" in run(trained, *command).stderr
+    torch.save(checkpoints["judge"] | {"iteration": 59}, tmp_path / "judge.pt")
+    assert "judge.pt is not finished (59 of 60 iterations)" in error_line(trained, *command)
+
+
+def test_what_to_do_about_a_missing_network(trained, tmp_path):
+    """The line that makes it where it is wanted, or the networks that come with the project."""
+    line = error_line(trained, "sample.py", "--out", tmp_path / "mine")
+    assert f"`python train.py fsdfm --data NAME --out {tmp_path}/mine`" in line
+    shutil.copytree(ROOT / "weights", tmp_path / "weights")
+    copy_project(tmp_path)
+    (tmp_path / "out").mkdir()
+    shutil.copy(trained / "out/judge.pt", tmp_path / "out")  # a training has begun
+    assert "`--out weights`" in error_line(tmp_path, "sample.py")
+    run(tmp_path, "sample.py", "--out", "weights", "--steps", 1)
 
 
 @pytest.mark.parametrize("stage", STUDENTS)
