@@ -378,7 +378,7 @@ def write_tokens(folder, write_split):
             replace(new["train"], files["train"])
         except OSError:  # on Windows, where a training reads it: all is as it was
             if described is not None:
-                meta.write_bytes(described)
+                write_safely(meta, lambda temporary: temporary.write_bytes(described))
             raise
         replace(new["val"], files["val"])
     finally:
