@@ -166,7 +166,7 @@ def compare_speed(model, judge, x_1, dfm_row, sampler, batch_size):
 
     writes = isinstance(judge, Transformer)
     total = 3 * N * ((L - 1 if writes else 0) + FEW)
-    bar = tqdm(total=total, desc="timing", unit="step", unit_scale=True, leave=False)
+    bar = tqdm(total=total, desc="timing", unit="step", leave=False)
 
     def on_step(step, x):
         bar.update(len(x))
@@ -228,8 +228,8 @@ def table(report):
         line = f"{row['model']:8}{row.get('steps', ''):>6}{row.get('temperature', ''):>7}"
         line += story_columns(row) if stories else ""
         digits = 1 if row["perplexity"] >= 10 else 3
-        line += f"{plus_minus(row, 'perplexity', digits):>20}"
-        line += f"{row['corpus_perplexity']:>9.{digits}f}"
+        line += f" {plus_minus(row, 'perplexity', digits):>19}"
+        line += f" {row['corpus_perplexity']:>8.{digits}f}"
         line += f"{plus_minus(row, 'entropy', 2):>16}{row['distinct_4grams']:>12.3f}"
         lines.append(line + f"{seconds:>10}{row['samples']:>9}")
     return "\n".join(lines)
