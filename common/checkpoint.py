@@ -141,8 +141,10 @@ def remedy_for(path):
         return ""
     if path.parent != OUT:
         return f": make it with `python train.py {path.stem} --data NAME --out {path.parent}`"
-    shipped = ", or use those that come with the project with `--out weights`"
-    return f": make it with `python train.py {path.stem}`{shipped if WEIGHTS.exists() else ''}"
+    remedy = f": make it with `python train.py {path.stem}`"
+    if (WEIGHTS / path.name).exists():
+        remedy += "; `python sample.py --out weights` has one that comes with the project"
+    return remedy
 
 
 def find_network(out, stage):
@@ -227,23 +229,27 @@ def load_model(path, device="cpu", network=NETWORKS[0], n_head=None):
     what it was trained on, if that is known, model.unfinished how far its training has come, if it
     has not ended. UserError if the file is missing, damaged or something else.
     """
-    checkpoint, unfinished = load_checkpoint(path), None
+    checkpoint = load_checkpoint(path)
     if is_published(checkpoint):
         model = load_published(checkpoint, network, n_head)
+        model.unfinished = None
         tokenizer = Tokenizer({"kind": "gpt2"})
     else:
         must_be_ours(checkpoint, path)
         model = network_of(checkpoint, path, "ema" if checkpoint["ema"] else "model")
         tokenizer = Tokenizer(checkpoint["tokenizer"])
-        done, iterations = checkpoint["iteration"], checkpoint["settings"]["iterations"]
-        if done < iterations:
-            unfinished = f"{done} of {iterations} iterations"
+        model.unfinished = what_is_done(checkpoint)
         if tokenizer.vocab_size != model.config.vocab_size:
             reason = "its tokenizer has other tokens than its network"
             raise UserError(f"{path} does not fit together ({reason}): train it again")
     model.file, model.text = checkpoint["file"], checkpoint.get("text")
-    model.unfinished = unfinished
     return model.to(device).eval(), tokenizer
+
+
+def what_is_done(checkpoint):
+    """How far a training has come, as text; None if it has ended."""
+    done, iterations = checkpoint["iteration"], checkpoint["settings"]["iterations"]
+    return f"{done} of {iterations} iterations" if done < iterations else None
 
 
 def load_finished_dfm(path, dataset):
@@ -252,6 +258,8 @@ def load_finished_dfm(path, dataset):
     checkpoint = load_checkpoint(path)
     must_be_ours(checkpoint, path, "dfm")
     dataset.must_match(checkpoint, path)
-    if checkpoint["iteration"] < checkpoint["settings"]["iterations"]:
-        raise UserError(f"{path} is not finished: go on with `python train.py dfm` and --resume")
+    if done := what_is_done(checkpoint):
+        raise UserError(
+            f"{path} is not finished ({done}): go on with `python train.py dfm` and --resume"
+        )
     return network_of(checkpoint, path)

@@ -598,7 +598,7 @@ def test_what_to_do_about_a_missing_network(trained, tmp_path):
     copy_project(tmp_path)
     (tmp_path / "out").mkdir()
     shutil.copy(trained / "out/judge.pt", tmp_path / "out")  # a training has begun
-    assert "`--out weights`" in error_line(tmp_path, "sample.py")
+    assert "`python sample.py --out weights`" in error_line(tmp_path, "sample.py")
     run(tmp_path, "sample.py", "--out", "weights", "--steps", 1)
 
 
