@@ -339,6 +339,7 @@ def test_a_file_that_is_held_for_a_moment_is_replaced(tmp_path, monkeypatch):
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="needs Linux's /proc")
 def test_a_text_in_use_stays(project, windows):
     """Prepared again while a training reads it, as Windows refuses it: it can be used as before."""
     flags = ["data/prepare.py", "text", "--text", "README.md", "--overwrite"]
