@@ -10,7 +10,7 @@ if [ -z "${BASH_VERSION:-}" ]; then
 fi
 set -euo pipefail
 cd "$(dirname "$0")"
-source common/setup.sh
+source setup.sh
 if [ $# -eq 0 ]; then
     set -- --race
 fi

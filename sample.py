@@ -1,338 +1,230 @@
 """Text from noise, in as few steps as you like.
 
-    python sample.py --model fsdfm --steps 8
-    python sample.py --model dmd --steps 4                   the other student (matching.py)
-    python sample.py --model dfm --steps 64 --watch          every step on the screen
-    python sample.py --steps 1/2 1/4 1/8 1/8                 step sizes of your own
-    python sample.py --prompt "Mia had a"                    kept as given, at the start
-    python sample.py --infill "Mia had a _2_. _99_ with Tom." 2 tokens and 99 tokens are written
-    python sample.py --model judge --prompt "Mia had a"      token by token, to compare
-    python sample.py --num-samples 4 --check                 of stories: what is wrong with each
-    python sample.py --checkpoint published.pth              a published network
-    python sample.py --race                                  8 steps beside 1,024, on one clock
-    python sample.py --html race.html --gif race.gif         the same for a browser, and for slides
+    python sample.py                                 FS-DFM, 8 steps
+    python sample.py --model dfm --steps 64 --watch  every step on the screen
+    python sample.py --prompt "Mia had a"            text to begin with, kept as given
+    python sample.py --num-samples 4 --check         of stories: what is wrong with each
+    python sample.py --race                          8 steps beside 1,024 (show/)
 
-Without trained networks in out/ it uses those in weights/, which come with the project. The work is
-done by flow.generate; here are a command line and a terminal around it. Read next: eval.py.
+From Python:
+
+    model, tokenizer = load_model("weights/fsdfm.pt")
+    texts = write(model, tokenizer, prompt="Mia had a", num_samples=3, steps=8, seed=1)
+
+A network that is not in out/ is taken from weights/, which comes with the project. The work is done
+by flow.generate. Read next: eval.py.
 """
 
-import common.early  # first: Ctrl-C is quiet from here on
+from config.command import autocast, named, pick_device, stop  # first: see there
 
-import json
-import re
+import argparse
+import os
 import sys
 import time
-from dataclasses import asdict
-from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from common.checkpoint import NETWORKS, find_network, load_model
-from common.command import Parser, UserError, number, printable, run_command, seed_number
-from common.device import autocast, pick_device, texts_at_a_time
-from common.files import OUT
-from common.judge import generate_autoregressive
-from data.stories import can_check, check, wrong_places
-from data.tokenizer import spaced_words, split_words
-from flow import UPDATES, Sampler, generate, sample_source, time_grid
-from show.command import add_show_flags, is_asked_for, must_fit_together, pace_of, run_show
+from data.stories import can_check, check
+from data.tokenizer import Tokenizer
+from flow import generate
+from model import Config, Transformer
 
-REVERSE, RED, PLAIN, HOME_AND_CLEAR = "\033[7m", "\033[31m", "\033[0m", "\033[H\033[J"
-BLANK = re.compile(r"_(\d+)_|(_{3,})")
+WEIGHTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "weights")
+AT_A_TIME = 64  # texts
+REVERSE, PLAIN, HOME_AND_CLEAR = "\033[7m", "\033[0m", "\033[H\033[J"
 
 # ------------------------------------------------------------------------------------------------
-# templates: tokens that are given, and -1 for tokens to be written
+# trained networks
 
 
-def encode_given(text, tokenizer):
-    """The token ids of a text that the user gives. UserError if these tokens cannot write it."""
-    unknown = tokenizer.unknown(text)
-    if unknown:
-        shown = " ".join(map(ascii, unknown[:9]))
-        raise UserError(f"the text has characters or words that the model does not know: {shown}")
+def find_network(out, stage):
+    """OUT/STAGE.pt; in the default folder, where it has not been trained, weights/STAGE.pt."""
+    path, shipped = os.path.join(out, f"{stage}.pt"), os.path.join(WEIGHTS, f"{stage}.pt")
+    if os.path.normpath(out) == "out" and not os.path.exists(path) and os.path.exists(shipped):
+        return shipped
+    return path
+
+
+def load_checkpoint(path):
+    """The dict that train.py saved. stop() if there is none."""
+    if not os.path.isfile(path):
+        stage = os.path.basename(path).removesuffix(".pt")
+        stop(f"there is no {path}: train it with `python train.py {stage}` and the same --out")
     try:
-        return tokenizer.encode(text).tolist()
-    except UnicodeEncodeError as error:
-        character = ascii(error.object[error.start])
-        raise UserError(f"the text is not valid Unicode: {character}") from error
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint["config"], checkpoint["model"], checkpoint["tokenizer"]
+    except Exception as error:  # a damaged file makes torch raise anything
+        stop(f"{path} is no checkpoint of train.py ({type(error).__name__}); "
+             "published ones are converted by extras/published.py")
+    return checkpoint
 
 
-def prompt_template(prompt, tokenizer, length):
-    """`length` token ids: those of the prompt, then -1 for every token to be written."""
-    ids = encode_given(prompt, tokenizer)
+def network_of(checkpoint, weights="ema"):
+    """The Transformer of a checkpoint, with its EMA weights if it has them, or those trained."""
+    state = checkpoint.get(weights) or checkpoint["model"]
+    for name, value in state.items():
+        if isinstance(value, dict):  # of weights/: int8, and a scale for each row
+            state[name] = value["int8"].float() * value["scale"]
+    model = Transformer(Config(**checkpoint["config"]))
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def load_model(path, device="cpu"):
+    """(model, tokenizer) of a checkpoint. model.sampler is the function that it is to write with,
+    flow.generate unless its training says otherwise."""
+    checkpoint = load_checkpoint(path)
+    model = network_of(checkpoint).to(device)
+    done, settings = checkpoint["iteration"], checkpoint["settings"]
+    if done < settings["iterations"]:
+        print(f"note: {path} is not finished, {done} of {settings['iterations']} iterations: "
+              "train.py with --resume goes on", file=sys.stderr)
+    model.sampler = named(settings["sampler"], "flow.generate")
+    return model, Tokenizer(checkpoint["tokenizer"])
+
+
+# ------------------------------------------------------------------------------------------------
+# the same network, used in another way
+
+
+def at_temperature(model, T):
+    """The network with its logits divided by T: below 1 the posterior is sharper."""
+    return lambda x, t, h: model(x, t, h) / T
+
+
+def told(model, given, text):
+    """The network, told that the tokens of `given` (B, L) bool are those of `text` (B, L): it reads
+    them at the time t = 1, and is sure of them. Best if it was trained so (extras/infill.py)."""
+
+    def network(x, t, h=None):
+        mask, ids = given[: len(x)], text[: len(x)]
+        logits = model(torch.where(mask, ids, x), torch.where(mask, 1.0, t[:, None]), h)
+        sure = torch.where(mask, 50.0, 0.0).to(logits.dtype)[..., None]
+        return logits.masked_fill(mask[..., None], 0).scatter_add(-1, ids[..., None], sure)
+
+    network.config = model.config
+    return network
+
+
+# ------------------------------------------------------------------------------------------------
+# writing
+
+
+def prompt_ids(prompt, tokenizer, length):
+    """The token ids of a prompt, a list. stop() if it has unknown words, or too many."""
+    if unknown := tokenizer.unknown(prompt):
+        stop(f"the network has no tokens for: {' '.join(map(repr, unknown[:9]))}")
+    ids = tokenizer.encode(prompt).tolist()
     if len(ids) > length:
-        raise UserError(
-            f"the prompt has {len(ids)} tokens, and the text is to have {length}: "
-            "shorten it, or use a larger --length"
-        )
-    return ids + [-1] * (length - len(ids))
+        stop(f"the prompt has {len(ids)} tokens, and a text has {length}: make it shorter")
+    return ids
 
 
-def infill_template(text, tokenizer):
-    """Token ids, with -1 for every token to be written: ___ (3 underscores or more) stands for as
-    many tokens as it has underscores, _12_ for 12."""
-    ids, end = [], 0
-    for blank in BLANK.finditer(text):
-        ids += encode_given(text[end : blank.start()], tokenizer)
-        count = int(blank[1].lstrip("0")[:7] or 0) if blank[1] else len(blank[2])
-        ids += [-1] * count
-        end = blank.end()
-    if -1 not in ids:
-        raise UserError("--infill has no blank: write ___ for three tokens, or _12_ for twelve")
-    return ids + encode_given(text[end:], tokenizer)
-
-
-def fill(model, template, steps, sampler=Sampler(), num_samples=1, callback=None):
-    """(N, L) tokens: the template's, and where it has -1, those that the model writes."""
-    device = next(model.parameters()).device
-    template = torch.tensor(template, device=device).expand(num_samples, -1)  # (N, L)
+@torch.no_grad()
+def fill(model, template, steps, sampler=None, temperature=1.0, on_step=None):
+    """Token ids (B, L) int64, with -1 for each token to be written -> ids (B, L)."""
     given = template >= 0
-    x_0 = torch.where(given, template, sample_source(template.shape, model.config, device))
-    with autocast(device):
-        return generate(model, x_0, steps, sampler, given, callback)
+    noise = torch.randint_like(template, model.config.vocab_size)
+    network = told(model, given, template.clamp(min=0)) if given.any() else model
+    network = network if temperature == 1 else at_temperature(network, temperature)
+    with autocast(template.device):
+        x_0 = torch.where(given, template, noise)
+        return (sampler or model.sampler)(network, x_0, steps, on_step=on_step)
 
 
-def write(model, tokenizer, prompt="", num_samples=1, steps=8, sampler=Sampler()):
-    """Texts of the model's own length that begin with the prompt, a list of str. For use from
-    Python."""
-    template = prompt_template(prompt, tokenizer, model.config.block_size)
-    x_1 = fill(model, template, steps, sampler, num_samples)
-    return [tokenizer.decode(row) for row in x_1.tolist()]
+def write(model, tokenizer, prompt="", num_samples=1, steps=8, seed=None, **options):
+    """A list of texts, str, that begin with the prompt. Options are those of `fill`."""
+    if seed is not None:
+        torch.manual_seed(seed)
+    L, device = model.config.block_size, model.embedding.weight.device
+    ids = prompt_ids(prompt, tokenizer, L)
+    template = torch.tensor(ids + [-1] * (L - len(ids)), device=device)
+    texts = []
+    for first in range(0, num_samples, AT_A_TIME):
+        rows = template.expand(min(AT_A_TIME, num_samples - first), L)
+        texts += [tokenizer.decode(row) for row in fill(model, rows, steps, **options).tolist()]
+    return texts
 
 
 # ------------------------------------------------------------------------------------------------
 # the command
 
 
-class Watcher:
-    """Prints the first text after every step, changed tokens in reverse, and shows each for at
-    least `pace` seconds: a callback of generate."""
+def printable(text):
+    """Control characters, which a terminal would obey, as U+FFFD."""
+    return "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text)
 
-    def __init__(self, tokenizer, mask_id, steps, pace):
-        self.tokenizer, self.mask_id, self.steps, self.pace = tokenizer, mask_id, steps, pace
-        self.previous = None
-        self.seconds, self.began = 0.0, time.perf_counter()  # the network's time
 
-    def __call__(self, step, x_t):
-        x_t.cpu()  # the clock waits for the device
-        self.seconds += time.perf_counter() - self.began
-        self.show(step, x_t)
-        if step < self.steps:
-            time.sleep(self.pace)
-        self.began = time.perf_counter()
+def watcher(tokenizer, steps):
+    """An on_step that prints the first text after each step, changed tokens in reverse."""
+    before, number = None, 0
 
-    def show(self, step, x_t):
-        ids = x_t[0].tolist()
-        before = (self.previous or ids) + [None] * len(ids)  # the judge's text grows
-        texts = iter(self.tokenizer.pieces([i for i in ids if i != self.mask_id]))
-        pieces = []
-        for token, old in zip(ids, before):
-            piece = "_" if token == self.mask_id else printable(next(texts))
-            changed = token != old and sys.stdout.isatty()
-            pieces.append(f"{REVERSE}{piece}{PLAIN}" if changed else piece)
-        if sys.stdout.isatty():
-            print(HOME_AND_CLEAR, end="")
-        print(f"--- step {step} of {self.steps}, {self.seconds:.2f} s")
+    def on_step(x):
+        nonlocal before, number
+        ids, number = x[0].tolist(), number + 1
+        changed = [before is not None and a != b for a, b in zip(ids, before or ids)]
+        colour = sys.stdout.isatty()
+        pieces = [f"{REVERSE}{piece}{PLAIN}" if new and colour else piece
+                  for piece, new in zip(map(printable, tokenizer.pieces(ids)), changed)]
+        print(f"{HOME_AND_CLEAR if colour else ''}--- step {number} of {steps}")
         print("".join(pieces), flush=True)
-        self.previous = ids
+        time.sleep(min(0.5, 8 / steps) if colour else 0)
+        before = ids
 
-
-def marked(text, mistakes):
-    """The text of a story, its wrong words in red on a terminal, then what is wrong with it."""
-    wrong = wrong_places(mistakes)
-    colour = sys.stdout.isatty()
-    pieces = []
-    for i, word in enumerate(spaced_words(split_words(text))):
-        pieces.append(f"{RED}{word}{PLAIN}" if colour and i in wrong else word)
-    lines = ["".join(pieces)]
-    lines += [f"  word {mistake.position + 1}: {mistake.message}" for mistake in mistakes]
-    return "\n".join(lines if mistakes else [*lines, "  right"])
-
-
-def parse_steps(words):
-    """["8"] -> 8; step sizes such as ["1/2", "0.25", "1/4"] -> a list of float. UserError if they
-    are neither."""
-    if len(words) == 1 and re.fullmatch(r"[+-]?\d+", words[0]):
-        if len(words[0]) > 9 or not 1 <= int(words[0]) <= 65536:
-            raise UserError(f"--steps must be a number from 1 to 65536, not {words[0]}")
-        return int(words[0])
-    try:
-        parts = [word.partition("/") for word in words]
-        sizes = [float(numerator) / float(denominator or 1) for numerator, _, denominator in parts]
-        time_grid(sizes)
-    except (ValueError, ZeroDivisionError) as error:
-        raise UserError(
-            "--steps takes a whole number, or step sizes above 0 that sum to 1 "
-            f"(such as 1/2 1/4 1/4), not {' '.join(words)}"
-        ) from error
-    return sizes
-
-
-def add_sampler_flags(parser):
-    """The flags of flow.Sampler that sample.py and eval.py share."""
-    add = parser.add_argument
-    add("--grid-power", type=number(float, 1, 10), metavar="X",
-        help="n steps run between the times 1 - (1 - i/n)^X: above 1 they shrink towards the end "
-             "(default: 2 for the uniform source, 1 for mask)")
-    rules = UPDATES | {"renoise": "draw all of x_1 ~ p and noise it afresh to the next time"}
-    add("--update", choices=rules, default=Sampler.update,
-        help="how x_t moves: " + "; ".join(f"{k}: {v}" for k, v in rules.items())
-             + " (default: renoise for dmd, else cumulative)")
-    parser.add_boolean("--shared-noise", Sampler.shared_noise,
-        "all tokens of a text draw with the same random numbers in a step, so that places that "
-        "wait for the same word agree: good for stories, bad for other text "
-        "(default: as dmd was trained, else no)")
-    add("--step-conditioning", choices=("exact", "nearest"),
-        default=Sampler.step_conditioning,
-        help="the h that the network is conditioned on: that of the step, or the nearest of "
-             "1, 1/2, ..., 1/1024, which are trained (default: exact)")
-
-
-def add_leave_one_out(parser):
-    parser.add_boolean("--leave-one-out", Sampler.leave_one_out,
-        "a temperature sharpens what the other tokens say of a token, not what x_t itself says: "
-        "better for a DFM with the uniform source (docs/results.md)")
+    return on_step
 
 
 def parse_arguments():
-    parser = Parser(__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    models = ("fsdfm", "dfm", "dmd", "judge")
-    add("--model", choices=models, default="fsdfm", help="which network (default: fsdfm)")
-    add("--checkpoint", type=Path, help="a file to use instead, ours or a published .pth")
-    add("--n-head", type=number(int, 1, 1000), help="heads of a published .pth without them")
-    add("--steps", nargs="+", default=["8"], metavar="N",
-        help="steps from noise to text, or a list of step sizes that sum to 1 (default: 8)")
-    add_sampler_flags(parser)
-    add("--num-samples", type=number(int, 1, 10**6), default=1, help="texts (default: 1)")
-    add("--length", type=number(int, 1, 2**20),
-        help="tokens of a text, up to 16 times those of a training sequence (default: as many)")
-    add("--seed", type=seed_number, default=1, help="the same seed, the same text (default: 1)")
-    given = parser.add_mutually_exclusive_group()
-    given.add_argument("--prompt", default="", help="text to begin with, kept as given")
-    given.add_argument("--infill", metavar="TEXT", help="text with blanks: ___ 3 tokens, _12_ 12")
-    add("--temperature", type=number(float, 0.001, 1000), default=Sampler.temperature,
-        help="divides the logits: below 1 text is likelier and of lower entropy (default: 1)")
-    add_leave_one_out(parser)
-    add("--top-p", type=number(float, 0.000001, 1), default=Sampler.top_p,
-        help="draw from the likeliest tokens that have this probability together (default: 1)")
+    add("--model", default="fsdfm", help="dfm, fsdfm, dmd: OUT/MODEL.pt (default: fsdfm)")
+    add("--steps", type=int, default=8, help="steps from noise to text (default: 8)")
+    add("--prompt", default="", help="text to begin with, kept as given")
+    add("--num-samples", type=int, default=1, help="texts (default: 1)")
+    add("--temperature", type=float, default=1.0, help="below 1: likelier text, less variety")
+    add("--sampler", help="a function in the place of flow.generate, MODULE.NAME, such as "
+        "extras.samplers.euler (default: that of the network's training)")
+    add("--seed", type=int, default=1, help="the same seed, the same text (default: 1)")
     add("--check", action="store_true", help="say what is wrong with each story")
-    shown = parser.add_mutually_exclusive_group()
-    shown.add_argument("--watch", action="store_true", help="print the first text at every step")
-    shown.add_argument("--json", action="store_true", help="a line of JSON for each text")
-    add("--out", type=Path, default=OUT, help="folder of the checkpoints (default: out)")
-    add("--device", help="cpu, cuda, cuda:N or mps (default: a GPU if there is one)")
-    parser.add_boolean("--compile", False, "torch.compile, worth it for very many steps")
-    add_show_flags(parser)
+    add("--watch", action="store_true", help="print the first text after every step")
+    add("--out", default="out", help="folder of the checkpoints (default: out)")
+    add("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     arguments = parser.parse_args()
-    must_fit_together(arguments, parser)
+    if min(arguments.steps, arguments.num_samples) < 1 or arguments.temperature <= 0:
+        stop("--steps, --num-samples and --temperature must be above 0")
     return arguments
 
 
-def make_sampler(arguments):
-    return Sampler(
-        grid_power=arguments.grid_power,
-        update=arguments.update,
-        shared_noise=arguments.shared_noise,
-        leave_one_out=arguments.leave_one_out,
-        temperature=arguments.temperature,
-        top_p=arguments.top_p,
-        step_conditioning=arguments.step_conditioning,
-        compile=arguments.compile,
-    )
-
-
-def make_template(arguments, model, tokenizer):
-    """The template of --prompt or --infill. UserError if the model cannot write it."""
-    block, causal = model.config.block_size, model.config.causal
-    if arguments.infill is None:
-        template = prompt_template(arguments.prompt, tokenizer, arguments.length or block)
-    elif causal or arguments.length:
-        flag = "--model judge" if causal else "--length"
-        raise UserError(
-            "--infill is for diffusion models, and its text says how long it is: "
-            f"leave out {flag}"
-        )
-    else:
-        template = infill_template(arguments.infill, tokenizer)
-    if len(template) > 16 * block:
-        raise UserError(
-            f"the text has {len(template)} tokens: the model was trained on {block}, "
-            f"and writes up to {16 * block}"
-        )
-    if len(template) > block:
-        print(f"note: the text has {len(template)} tokens, and the model was trained on {block}",
-              file=sys.stderr)
-    if causal and template[0] == -1:
-        raise UserError("the judge goes on from a text: give it one with --prompt")
-    return template
-
-
-def write_batch(arguments, model, template, steps, count, callback):
-    """(count, L) tokens of a template, by the judge or by a diffusion model."""
-    if not model.config.causal:
-        return fill(model, template, steps, make_sampler(arguments), count, callback)
-    device = next(model.parameters()).device
-    prompt = template[: template.index(-1) if -1 in template else None]
-    x = torch.tensor([prompt] * count, device=device)
-    with autocast(device):
-        temperature, top_p = arguments.temperature, arguments.top_p
-        return generate_autoregressive(model, x, len(template), callback, temperature, top_p)
-
-
-def print_text(index, text, facts, arguments):
-    """A text, or a line of JSON, with what is wrong with it if --check asks for that."""
-    mistakes = check(text) if arguments.check else None
-    if arguments.json:
-        line = {"number": index, "text": text} | facts
-        if arguments.check:
-            line["mistakes"] = [asdict(mistake) for mistake in mistakes]
-        print(json.dumps(line), flush=True)
-        return
-    rule = "\n" + "-" * 80 + "\n" if index else ""
-    text = printable(text)
-    print(rule + (marked(text, mistakes) if arguments.check else text), flush=True)
-
-
 def main():
-    arguments = parse_arguments()
-    if is_asked_for(arguments):
-        return run_show(arguments, make_sampler(arguments))
-    steps = parse_steps(arguments.steps)
-    device = pick_device(arguments.device)
-    network = "teacher_model" if arguments.model == "dfm" else NETWORKS[0]
-    path = arguments.checkpoint or find_network(arguments.out, arguments.model)
-    model, tokenizer = load_model(path, device, network, arguments.n_head)
-    if arguments.check and not can_check(tokenizer):
-        raise UserError(f"--check is for stories, and {path} was trained on another text")
-    template = make_template(arguments, model, tokenizer)
-    name = str(arguments.checkpoint or arguments.model)
-    calls = steps if isinstance(steps, int) else len(steps)
-    if model.config.causal:
-        calls = template.count(-1)
-        model = torch.compile(model) if arguments.compile else model
-    watcher = None
-    if arguments.watch:
-        watcher = Watcher(tokenizer, model.config.mask_id, calls, pace_of(arguments, calls))
+    if any(word.split("=")[0] in ("--race", "--html", "--gif") for word in sys.argv):
+        from show.command import main as race
 
-    torch.manual_seed(arguments.seed)
+        return race()
+    arguments = parse_arguments()
+    path = find_network(arguments.out, arguments.model)
+    model, tokenizer = load_model(path, pick_device(arguments.device))
+    if model.config.causal:
+        stop(f"{path} is a judge, which scores text: name a model that writes, such as fsdfm")
+    if arguments.check and not can_check(tokenizer):
+        stop(f"--check is for stories, and {path} was trained on another text")
     began = time.perf_counter()
-    at_a_time = texts_at_a_time(len(template), model.config.n_tokens)
-    for first in range(0, arguments.num_samples, at_a_time):
-        count = min(at_a_time, arguments.num_samples - first)
-        with tqdm(total=calls, desc="sampling", unit="step", leave=False, delay=2) as bar:
-            callback = watcher or (lambda number, x_t: bar.update())
-            x_1 = write_batch(arguments, model, template, steps, count, callback)  # (N, L)
-        for index, row in enumerate(x_1.tolist(), start=first):
-            if watcher and not index and not arguments.check:
-                continue  # it is on the screen already
-            text = tokenizer.decode(row)
-            facts = {"model": name, "steps": calls, "seed": arguments.seed}
-            print_text(index, text, facts, arguments)
-    seconds = watcher.seconds if watcher else time.perf_counter() - began
-    print(f"[{path}, {calls} steps, {seconds:.2f} s for {arguments.num_samples}]", file=sys.stderr)
+    texts = write(
+        model, tokenizer, arguments.prompt, arguments.num_samples, arguments.steps, arguments.seed,
+        sampler=arguments.sampler and named(arguments.sampler, "flow.generate"),
+        temperature=arguments.temperature,
+        on_step=watcher(tokenizer, arguments.steps) if arguments.watch else None,
+    )
+    seconds = time.perf_counter() - began
+    for text in texts:
+        print(printable(text))
+        if arguments.check:
+            print("\n".join(f"  word {m.position + 1}: {m.message}" for m in check(text))
+                  or "  right")
+        print("-" * 80)
+    print(f"[{path}, {arguments.steps} steps, {seconds:.2f} s]", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    run_command(main)
+    main()

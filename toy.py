@@ -1,42 +1,30 @@
 """The whole method in a world of 16 texts, where every number is exact: python toy.py (NumPy only).
 
-A text is 2 tokens over 4 symbols, and the table TEXT below is the distribution of texts. The world
-is so small that Bayes' rule replaces the network and matrix products replace samples. The script
-prints the error of few steps, and then one target of FS-DFM's shortcut teacher worked by hand.
-
-The path.       Noise x_0 is at t = 0, text x_1 at t = 1. Each token of x_t is that of x_1 with
-                probability kappa(t) = t, else that of x_0. The source of x_0 is "uniform" (random
-                tokens) or "mask" (MASK everywhere).
-The posterior.  p(y) = p(x_1[i] = y | x_t), one distribution for each position i. A network learns
-                its logits; here logits = ln p exactly.
-The velocity.   A token x_t jumps to y != x_t at the rate r(t) p(y), r = kappa' / (1 - kappa).
-The sampler.    A step from t to t + h evaluates p once and moves every token at most once.
+A text is 2 tokens over 4 symbols, and TEXT is the distribution of texts. Bayes' rule replaces the
+network, and matrix products replace samples. Each token of x_t is, with probability kappa(t) = t,
+that of the text x_1, else that of the noise x_0. The source of x_0 is "uniform" (random tokens) or
+"mask" (MASK everywhere).
 
 Why few steps are hard: a step draws its tokens independently, given x_t. One step from noise draws
-the product of marginals, in which the two tokens of a text no longer agree. In a later step, p is
-conditioned on the tokens that earlier steps drew, so more steps restore the agreement.
+the product of marginals, in which the two tokens of a text do not agree. A later step sees what
+the earlier ones drew, so more steps restore the agreement.
 
-Four jump rules. They differ only in P(token changes); a token that changes goes to y ~ p restricted
-to y != x_t. S = (1 - kappa(t + h)) / (1 - kappa(t)) is the share of the noise at t that is still
-noise at t + h. The example is t = 0, h = 1/2, p(x_t) = 0.2, so r = 1 and S = 1/2.
+Four jump rules differ only in P(token changes). A token that changes goes to y ~ p, the posterior,
+restricted to y != x_t. r = kappa'(t) / (1 - kappa(t)) is the rate, and S the share of the noise at
+t that is still noise at t + h. The example is t = 0, h = 1/2, p(x_t) = 0.2, so r = 1 and S = 1/2.
 
-    rule          P(token changes)                      example   scale r            forced move
-    euler         (1 - exp(-h r)) (1 - p(x_t))          0.315     its value at t     no
-    euler-forced  1 - exp(-h r (1 - p(x_t)))            0.330     its value at t     yes
-    averaged      (1 - S) (1 - p(x_t))                  0.400     averaged over h    no
-    cumulative    1 - S ** (1 - p(x_t))                 0.426     averaged over h    yes
+    rule          P(token changes)                  example   scale r            forced move
+    euler         (1 - exp(-h r)) (1 - p(x_t))      0.315     its value at t     no
+    euler-forced  1 - exp(-h r (1 - p(x_t)))        0.330     its value at t     yes
+    averaged      (1 - S) (1 - p(x_t))              0.400     averaged over h    no
+    cumulative    1 - S ** (1 - p(x_t))             0.426     averaged over h    yes
 
-Scale.   r = 1 / (1 - t) grows during the step. Euler uses its value at t and moves too little. The
-         average over the step is g = (1/h) * integral of r = ln(1/S) / h, so exp(-h g) = S.
-Forced.  Without it the sampler draws X_1 ~ p first, and X_1 may be the present token, which then
-         stays. With it a token that jumps must change. "euler" is Meta's flow_matching library, the
-         published DFM baseline; "cumulative" is FS-DFM.
-Frozen.  If p is frozen and the chain runs for the whole step, a token may jump several times and
-         may return. Then P(token changes) = (1 - S) (1 - p(x_t)): this is "averaged", 0.400 in the
-         example. FS-DFM's rule, 0.426, is not that chain.
-Last.    In the last step S = 0, and "cumulative" would expel every token, even one with
-         p(x_t) = 0.99. So the sampler draws x_1 ~ p in its last step, at every position under the
-         uniform source and at the masked positions under the mask source.
+"euler" is that of Meta's flow_matching library: r grows during the step, and its value at t moves
+too little. Textbook Euler (Gat et al.) is h r (1 - p(x_t)), without the exponential. For kappa = t
+this is "averaged", since then h r = 1 - S. "averaged" is exact if p is held still. "cumulative" is
+FS-DFM's and adds the forced move: a token that jumps must change. Under the mask source p(MASK) = 0
+and a masked token is written with probability 1 - S, which is MDLM's step (Sahoo et al. 2024). In
+the last step S = 0, and "cumulative" would expel even a token with p(x_t) = 0.99: x_1 ~ p is drawn.
 
 What each part is worth (uniform source, 8 steps; total variation from TEXT, 0.561 after one step):
 
@@ -44,13 +32,10 @@ What each part is worth (uniform source, 8 steps; total variation from TEXT, 0.5
     uniform, t_i = i/n                0.118      0.110         0.097      0.087
     power 2, t_i = 1 - (1 - i/n)^2    0.113      0.086         0.067      0.028
 
-At uniform steps the two changes to euler together take 0.118 to 0.087: the averaged scale alone
-reaches 0.097, the forced move alone 0.110, so most of the gain comes from the averaged scale. The
-grid of power 2 does little alone (0.118 to 0.113) and most with both (0.087 to 0.028): early errors
-are corrected in later steps, errors of the last steps remain, and its last steps are small.
+The last steps of power 2 are small: later steps correct early errors, and none corrects the last.
 
-Sources: Gat et al. 2024 (discrete flow matching: path, velocity, Euler), FS-DFM (arXiv 2509.20624:
-cumulative scalar, shortcut teacher). Read next: model.py, the network that learns the posterior.
+Sources: Gat et al. 2024 (discrete flow matching), FS-DFM (arXiv 2509.20624: cumulative scalar,
+shortcut teacher). Read next: model.py, the network that learns the posterior.
 """
 
 import itertools
@@ -110,12 +95,7 @@ def posterior(source, kappa, text=TEXT):
 
 
 # ------------------------------------------------------------------------------------------------
-# the four jump rules: P(token changes) from p_stay = p(x_t), for kappa(t) = t
-
-
-def rate(t):
-    """r = kappa'(t) / (1 - kappa(t)), the velocity's scale at time t."""
-    return 1 / (1 - t)
+# the four jump rules: P(token changes) from p_stay = p(x_t), for kappa(t) = t and r = 1 / (1 - t)
 
 
 def survival(t, h):
@@ -123,30 +103,15 @@ def survival(t, h):
     return np.maximum(1 - (t + h), 0) / (1 - t)
 
 
-def euler(p_stay, t, h):
-    """Draw X_1 ~ p, then jump to it with the probability of an event at the rate r within h."""
-    return (1 - np.exp(-h * rate(t))) * (1 - p_stay)
-
-
-def euler_forced(p_stay, t, h):
-    """Jump with the probability of an event at the rate r (1 - p(x_t)), always to another token."""
-    return 1 - np.exp(-h * rate(t) * (1 - p_stay))
-
-
-def averaged(p_stay, t, h):
-    """Euler with the scale averaged over the step: exact if p is held still."""
-    return (1 - survival(t, h)) * (1 - p_stay)
-
-
 def cumulative(p_stay, t, h):
-    """FS-DFM's cumulative scalar: scale averaged over the step, and a forced move."""
+    """FS-DFM's cumulative scalar: r averaged over the step, and a forced move."""
     return 1 - survival(t, h) ** (1 - p_stay)
 
 
 RULES = {
-    "euler": euler,
-    "euler-forced": euler_forced,
-    "averaged": averaged,
+    "euler": lambda p_stay, t, h: (1 - np.exp(-h / (1 - t))) * (1 - p_stay),
+    "euler-forced": lambda p_stay, t, h: 1 - np.exp(-h / (1 - t) * (1 - p_stay)),
+    "averaged": lambda p_stay, t, h: (1 - survival(t, h)) * (1 - p_stay),
     "cumulative": cumulative,
 }
 
@@ -159,11 +124,11 @@ def time_grid(n, power):
     return [1 - (1 - i / n) ** power for i in range(n + 1)]
 
 
-def transition(source, t, h, last, rule="cumulative"):
-    """p(x_{t+h} | x_t) of one step of the sampler, (states, states)."""
+def transition(source, p, t, h, last, rule="cumulative"):
+    """p(x_{t+h} | x_t) of one step of the sampler with the posterior p (states, L, V), as a matrix
+    (states, states)."""
     size = n_tokens(source)
-    p = np.zeros((size**L, L, size))
-    p[:, :, :V] = posterior(source, t)  # p(MASK) = 0
+    p = np.pad(p, [(0, 0), (0, 0), (0, size - V)])  # p(MASK) = 0
     present = np.eye(size)[np.array(states(source))]  # (states, L, size): one-hot x_t
     p_stay = (p * present).sum(-1, keepdims=True)  # (states, L, 1); 1 at an unmasked token
     change = 1 - p_stay if last else RULES[rule](p_stay, t, h)  # last step: x_1 ~ p
@@ -181,66 +146,39 @@ def sampled_distribution(source, steps, rule="cumulative", power=1):
     times = time_grid(steps, power)
     for i in range(steps):
         t, h, last = times[i], times[i + 1] - times[i], i == steps - 1
-        p_state = p_state @ transition(source, t, h, last, rule)
+        p_state = p_state @ transition(source, posterior(source, t), t, h, last, rule)
     return p_state.reshape(size, size)[:V, :V]
 
 
-STEPS = (1, 2, 4, 8, 16, 64)
-ROWS = [("uniform", rule, power) for power in (1, 2) for rule in RULES]
-ROWS += [("mask", "euler", 1), ("mask", "cumulative", 1), ("mask", "cumulative", 2)]
-
-
-def table_rows():
-    """(source, rule, power, total variation after each number of STEPS), row by row."""
-    rows = []
-    for source, rule, power in ROWS:
-        texts = [sampled_distribution(source, n, rule, power) for n in STEPS]
-        rows.append((source, rule, power, [total_variation(p, TEXT) for p in texts]))
-    return rows
-
-
 # ------------------------------------------------------------------------------------------------
-# the shortcut teacher, under the uniform source
+# the shortcut teacher, uniform source: one step of h learns where two steps of h/2 lead
 #
-# The student sees (x_t, t, h) and learns where two steps of h/2 lead. The teacher makes four calls
-# with weights as in Runge-Kutta's fourth order (the paper's name for it is RK-4):
-#
-#     l1 at (x_t, t)            x_a = jump(x_t, l1) from t         to t + h/2
-#     l2 at (x_a, t + h/2)      x_b = jump(x_a, l2) from t + h/2   to t + h
-#     l3 at (x_b, t + h/2)      x_c = jump(x_b, l3) from t + h/2   to t + h
-#     l4 at (x_c, t + h)        target logits = (l1 + 2 l2 + 2 l3 + l4) / 6
-#
-# The jumps are random, so no order of accuracy is claimed: the weights are Runge-Kutta's, and no
-# more. A real teacher is conditioned on h/2 as well; the exact posterior does not depend on h.
+#     l1 = logits(x_t, t)          x_a = jump(x_t, l1) of h/2
+#     l2 = logits(x_a, t + h/2)    x_b = jump(x_a, l2) of h/2
+#     l3 = logits(x_b, t + h/2)    x_c = jump(x_b, l3) of h/2
+#     l4 = logits(x_c, t + h)      target = (l1 + 2 l2 + 2 l3 + l4) / 6
 
 WEIGHTS = np.array([1, 2, 2, 1]) / 6
 
 
 def softmax(logits):
-    """Over the last axis."""
     p = np.exp(logits - logits.max(-1, keepdims=True))
     return p / p.sum(-1, keepdims=True)
 
 
-def entropy(p):
-    """Nats, over the last axis."""
-    return -(p * np.log(p)).sum(-1)
-
-
 def call_times(t, h):
-    """The time of each of the four calls."""
     return [t, t + h / 2, t + h / 2, t + h]
 
 
 def teacher_logits(t, h):
     """The logits of the four calls, (4, states, L, V), for every state that a call may see."""
-    return np.stack([np.log(posterior("uniform", time)) for time in call_times(t, h)])
+    return np.log([posterior("uniform", time) for time in call_times(t, h)])
 
 
 def teacher_jumps(t, h):
     """Transitions x_t -> x_a -> x_b -> x_c, (3, states, states): jumps of h/2, none a last step."""
     times = call_times(t, h)[:3]
-    return np.stack([transition("uniform", time, h / 2, last=False) for time in times])
+    return [transition("uniform", posterior("uniform", s), s, h / 2, last=False) for s in times]
 
 
 def draw_states(x_t, t, h, rng):
@@ -249,12 +187,6 @@ def draw_states(x_t, t, h, rng):
     for jump in teacher_jumps(t, h):
         drawn.append(int(rng.choice(len(jump), p=jump[drawn[-1]])))
     return drawn
-
-
-def target_logits(drawn, t, h):
-    """The weighted mean of the four calls' logits at the drawn states, (L, V)."""
-    logits = teacher_logits(t, h)[range(4), drawn]  # (4, L, V)
-    return np.einsum("c,clv->lv", WEIGHTS, logits)
 
 
 def expected_target(x_t, t, h):
@@ -268,77 +200,41 @@ def expected_target(x_t, t, h):
 
 
 # ------------------------------------------------------------------------------------------------
-# the two printed parts
+# what is printed
+
+STEPS = (1, 2, 4, 8, 16, 64)
+ROWS = [("uniform", rule, power) for power in (1, 2) for rule in RULES]
+ROWS += [("mask", "euler", 1), ("mask", "cumulative", 1), ("mask", "cumulative", 2)]
 
 
-def print_table(rows):
+def print_table():
     print("Why few steps are hard: total variation between sampled texts and true texts\n")
     print("source   jump rule     grid    steps:" + "".join(f"{n:>7}" for n in STEPS))
-    for source, rule, power, errors in rows:
-        grid = "uniform" if power == 1 else f"power {power}"
-        print(f"{source:8} {rule:13} {grid:14}" + "".join(f"{error:7.3f}" for error in errors))
-
-
-def print_parts(rows):
-    """Which part of the gain at 8 steps comes from which."""
-    tv = {f"{rule} {power}": f"{errors[3]:.3f}" for _, rule, power, errors in rows[:8]}
-    plain, forced, scale, both = [tv[f"{rule} 1"] for rule in RULES]
-    grid, all_three = tv["euler 2"], tv["cumulative 2"]
-    print(f"""
-Uniform source, 8 steps: euler has {plain}. The averaged scale alone gives {scale}, the forced
-move alone {forced}, both {both}. The grid of power 2 alone gives {grid}, all three {all_three}.
-Mask source: p(MASK) = 0, so a masked token that jumps always changes, and the forced move makes
-no difference. Two tokens are drawn independently only if one step unmasks both: with cumulative
-the probability of that is the sum of h^2 over the steps, 1/n for n uniform steps, else more.""")
+    for source, rule, power in ROWS:
+        texts = [sampled_distribution(source, n, rule, power) for n in STEPS]
+        errors = "".join(f"{total_variation(p, TEXT):7.3f}" for p in texts)
+        print(f"{source:8} {rule:13} {'uniform' if power == 1 else 'power 2':14}{errors}")
 
 
 def print_teacher(x_t=TEXTS.index((0, 2)), t=0.25, h=0.5, seed=7):
-    """The four calls of one draw: states, times, posteriors, jumps; then the targets."""
+    """The posteriors that the four calls see in one draw of the jumps, and the targets."""
     drawn = draw_states(x_t, t, h, np.random.default_rng(seed))
     logits = teacher_logits(t, h)[range(4), drawn]  # (4, L, V)
-    print("\n\nOne target of the shortcut teacher, uniform source:", end=" ")
-    print(f"x_t = {TEXTS[x_t]}, t = {t}, h = {h}\n")
-    print("call  state  time   posterior of token 1  posterior of token 2  P(token changes) in h/2")
-    for c, time in enumerate(call_times(t, h)):
-        state, p = TEXTS[drawn[c]], softmax(logits[c])  # p (L, V)
-        change = decimals(cumulative(p[range(L), state], time, h / 2)) if c < 3 else "(no jump)"
-        start = f"l{c + 1}    {state[0]} {state[1]}    {time:.2f}"
-        print(f"{start}   {decimals(p[0])}   {decimals(p[1])}   {change}")
-    print_logits(logits[:, 0, 0])
-    print_targets(x_t, t, h, drawn)
-
-
-def print_logits(logits):
-    """The weighted mean of the four calls' logits of one symbol, written out."""
-    l1, l2, l3, l4 = logits
-    print("\nTarget logit of token 1, symbol 0 (a logit is ln p):")
-    print(f"({l1:.2f} + 2 ({l2:.2f}) + 2 ({l3:.2f}) + ({l4:.2f})) / 6 = {WEIGHTS @ logits:.2f}")
-
-
-def print_targets(x_t, t, h, drawn):
-    """What the teacher makes of the posterior at x_t, in this draw and in the mean over draws."""
-    targets = {
-        "posterior at x_t": posterior("uniform", t)[x_t],
-        "target, this draw": softmax(target_logits(drawn, t, h)),
-        "target, all draws": expected_target(x_t, t, h),
-    }
-    print("\n                    token 1               token 2               entropy, nats")
-    for name, p in targets.items():
-        print(f"{name:19} {decimals(p[0])}   {decimals(p[1])}   {decimals(entropy(p))}")
-    print("\nA student learns the last row, the mean over the 16^3 outcomes of the three jumps:")
-    print("it is conditioned on x_t, t and h only, and this mean minimises the expected KL.")
+    rows = {f"l{c + 1} at {TEXTS[drawn[c]]}, t = {time:.2f}": softmax(logits[c])
+            for c, time in enumerate(call_times(t, h))}
+    rows["target, this draw"] = softmax(np.tensordot(WEIGHTS, logits, axes=1))
+    rows["target, all draws"] = expected_target(x_t, t, h)
+    print(f"\n\nOne target of the shortcut teacher: x_t = {TEXTS[x_t]}, t = {t}, h = {h}\n")
+    print(f"{'':24}token 1               token 2               entropy, nats")
+    for name, p in rows.items():  # (L, V)
+        entropy = -(p * np.log(p)).sum(-1)  # (L,)
+        print(f"{name:24}" + "   ".join(decimals(row) for row in (*p, entropy)))
 
 
 def decimals(numbers):
     return " ".join(f"{number:.2f}" for number in numbers)
 
 
-def main():
-    rows = table_rows()
-    print_table(rows)
-    print_parts(rows)
-    print_teacher()
-
-
 if __name__ == "__main__":
-    main()
+    print_table()
+    print_teacher()

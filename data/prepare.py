@@ -1,4 +1,4 @@
-"""Text -> token files (uint16) and meta.json (what they are), in data/NAME/.
+"""Text -> train.bin and val.bin (token ids, uint16) and meta.json (what they are), in data/NAME/.
 
     python data/prepare.py stories                    the small stories of stories.py; no network
     python data/prepare.py pydocs                     documentation of Python itself; no network
@@ -7,97 +7,83 @@
                                                       and openwebtext
     python data/prepare.py fineweb-edu --shards 10    a billion of GPT-2's tokens, ready made
 
-`pydocs` is the language reference of pydoc_data.topics, and the docstrings of the standard
-library. `ast` reads them from the sources, so nothing is imported or run. Packages that some
-systems leave out (tests, IDLE, Tk) are skipped, so the text depends on the Python version alone.
-meta.json records the version and a hash of the text.
-
-`stories` are drawn with a fixed seed. Each is a row of 128 tokens of its own: the story, then the
-padding token. No held-out story is one of the training's.
-
-A file is never in memory as a whole. It is read in pieces, and cut only where no token can cross
-the cut. As many threads as there are cores encode the pieces. Documents are separated by GPT-2's
-end-of-text token, or by a blank line in other tokens. Training and evaluation take blocks from
-anywhere in the text, across documents.
-
+A text is read in pieces, which are cut only where no token can cross. Its tail is held out.
+Documents are separated by GPT-2's end-of-text token, or by a blank line in other tokens.
 Read next: tokenizer.py.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run this file
+
+from config.command import stop  # first: see there
+
+import argparse
 import ast
-import contextlib
-import codecs
 import gzip
 import hashlib
+import http.client
 import io
 import json
 import os
 import platform
 import random
 import re
-import sys
+import shutil
 import sysconfig
+import urllib.request
 import zipfile
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from pathlib import Path
-
-# `python data/prepare.py` puts data/ on the path, and the imports below need the folder above it
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import common.early  # first: Ctrl-C is quiet from here on
 
 import numpy as np
 from tqdm import tqdm
 
-from common.command import Parser, UserError, number, printable, run_command
-from common.files import lock, must_be_ordinary, read_json, replace, write_safely, write_text
-from data.dataset import FORMAT, Dataset
-from data.download import SHARDS, TEXTS, download
 from data.stories import make_story, vocabulary
-from data.tokenizer import END, Tokenizer, describe_words, learn_bpe, learn_char, learn_word
+from data.tokenizer import END, PAD, Tokenizer, describe_words, learn
+from data.tokens import FOLDER, load_tokens
 
-FOLDER = Path(__file__).parent
+PIECE = 2**18  # characters that are read at a time
 
-# Folders and files of the standard library that some systems leave out.
-OFTEN_MISSING = {"test", "tests", "idlelib", "tkinter", "turtledemo", "lib2to3", "distutils"}
-OFTEN_MISSING |= {"ensurepip", "site-packages", "dist-packages", "pydoc_data", "turtle.py"}
-
-PIECE = 2**18  # characters encoded at a time; tiktoken fails on a million blanks in a row
-LEARN_FROM = 64  # byte pairs are learned from this many pieces of the text
-
-STORIES = {"train": 100_000, "val": 5_000}
-STORY_ROW = 128  # tokens
-
-SHARD_MAGIC = 20240520  # the first number of a shard's header
-SHARD_HEADER = 1024  # bytes: 256 int32, of which three are used (magic, version, tokens)
-
+HUB = "https://huggingface.co/datasets/%s/resolve/main/"
+SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/"
+WIKI = "https://wikitext.smerity.com/wikitext-103-raw-v1.zip#wikitext-103-raw/wiki"  # #MEMBER
+TINY, WEB = HUB % "roneneldan/TinyStories", HUB % "stanford-cs336/owt-sample"
+DOWNLOADS = {  # name: the training text, and the held-out one unless it is the tail of the first
+    "shakespeare": [f"{SHAKESPEARE}input.txt"],
+    "tinystories": [f"{TINY}TinyStoriesV2-GPT4-{split}.txt" for split in ("train", "valid")],
+    "wikitext103": [f"{WIKI}.{split}.raw" for split in ("train", "valid")],
+    "openwebtext": [f"{WEB}owt_{split}.txt.gz" for split in ("train", "valid")],
+}
+SHARDS = HUB % "kjj0/finewebedu10B-gpt2" + "finewebedu_{}_{:06}.bin"
+NAMES = ["stories", "pydocs", *DOWNLOADS, "fineweb-edu"]
 
 # ------------------------------------------------------------------------------------------------
-# reading text: iterators of str, the pieces of a text
+# reading: iterators of str, the pieces of a text
 
 
-def python_documents():
-    """The documentation of Python: {name: text}, no text twice.
+def python_documentation():
+    """The help topics of Python and the docstrings of its standard library, no text twice: a str.
 
-    One document for every help topic, and one for the docstrings of every file of the standard
-    library.
+    ast reads them from the sources, so nothing is imported or run. What some systems leave out is
+    skipped. Documents are ordered by the hash of their names, so that the tail is like the rest.
     """
     from pydoc_data.topics import topics
 
+    left_out = set("test tests idlelib tkinter turtledemo lib2to3 distutils ensurepip turtle.py "
+                   "site-packages dist-packages pydoc_data".split())
     documents = {f"topic {name}": text.strip() for name, text in topics.items()}
-    library = Path(sysconfig.get_path("stdlib"))
-    seen = set()
-    paths = sorted(library.rglob("*.py"), key=lambda path: path.as_posix())
-    for path in tqdm(paths, "reading", unit="file", leave=False):
+    library, seen = Path(sysconfig.get_path("stdlib")), set()
+    for path in sorted(library.rglob("*.py"), key=lambda path: path.as_posix()):
         name = path.relative_to(library)
-        if OFTEN_MISSING & set(name.parts) or name.name.startswith("_sysconfigdata"):
-            continue
-        new = [text for text in docstrings(path) if len(text) > 40 and text not in seen]
-        seen.update(new)
-        if new:
-            documents[name.as_posix()] = "\n\n".join(new)
-    return documents
+        if not left_out & set(name.parts) and not name.name.startswith("_sysconfigdata"):
+            new = [text for text in docstrings(path) if len(text) > 40 and text not in seen]
+            seen.update(new)
+            if new:
+                documents[name.as_posix()] = "\n\n".join(new)
+    order = sorted(documents, key=lambda name: hashlib.sha256(name.encode()).digest())
+    return "\n\n".join(documents[name] for name in order)
 
 
 def docstrings(path):
@@ -111,562 +97,250 @@ def docstrings(path):
     return list(dict.fromkeys(text.strip() for text in texts))
 
 
-def python_text():
-    """The documentation of Python, one str.
-
-    The documents are ordered by the hash of their names, so that the tail, which is held out, is
-    a fair sample of all of them.
-    """
-    documents = python_documents()
-    order = sorted(documents, key=lambda name: hashlib.sha256(name.encode()).digest())
-    return "\n\n".join(documents[name] for name in order)
-
-
-def open_text(path):
-    """Opens a file, compressed or not, to read bytes. FILE.zip#MEMBER is a member of an archive."""
-    archive, _, member = str(path).partition(".zip#")
-    must_be_ordinary(Path(archive + ".zip" if member else path))  # a text is read more than once
-    if member:
-        return zipfile.ZipFile(archive + ".zip").open(member)
-    if str(path).endswith(".gz"):
-        return gzip.open(path)
-    return open(path, "rb")
-
-
-def read_text(path):
-    """Yields the text of a UTF-8 file in pieces, with line ends as in Unix.
-
-    UserError if the file is missing, damaged or not UTF-8.
-    """
-    utf8 = codecs.getincrementaldecoder("utf-8")()
-    decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
-    position = 0
+def read_file(path):
+    """Yields a UTF-8 file in pieces, compressed or not. FILE.zip#MEMBER is one of an archive."""
+    archive, _, member = path.partition("#") if ".zip#" in path else (path, "", "")
     try:
-        with open_text(path) as file:
-            while data := file.read(PIECE):
-                yield decoder.decode(data)
-                position += len(data)
-            yield decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 text (near byte {position + error.start}): "
-            "convert it, for example with iconv"
-        ) from error
-    except (
-        OSError, EOFError, KeyError, zlib.error, zipfile.BadZipFile,
-        RuntimeError,  # a zip with a password
-    ) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read {path}: {reason}") from error
+        if member:
+            file = zipfile.ZipFile(archive).open(member)
+        else:
+            file = gzip.open(path) if path.endswith(".gz") else open(path, "rb")
+        with io.TextIOWrapper(file, "utf-8") as text:
+            while piece := text.read(PIECE):
+                yield piece
+    except UnicodeDecodeError:
+        stop(f"{path} is not UTF-8 text: convert it, for example with iconv")
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        stop(f"cannot read {path}: {getattr(error, 'strerror', None) or error}")
 
 
-def read_texts(paths, separator):
-    """Yields the texts of several files in pieces, with `separator` between two files."""
-    for index, path in enumerate(paths):
-        if index:
-            yield separator
-        yield from read_text(path)
+def read_files(paths, kind):
+    """Yields the text of several files in pieces, for a kind of tokenizer."""
+
+    def joined():
+        for index, path in enumerate(paths):
+            if index:
+                yield END if kind == "gpt2" else "\n\n"
+            yield from read_file(path)
+
+    for piece in cut_safely(joined()):
+        if "wikitext" in paths[0]:  # a line " = Title = " begins an article
+            piece = re.sub(r"(^|\n) = ([^=\n]+) = \n", rf"\1{END} = \2 = \n", piece)
+        yield piece if kind == "gpt2" else piece.replace(END, "")
 
 
-def read_articles(path):
-    """Yields wikitext in pieces, with END before every article.
-
-    A line like " = Title = " begins an article.
-    """
-    for piece in cut_safely(read_text(path)):
-        yield re.sub(r"(^|\n) = ([^=\n]+) = \n", rf"\1{END} = \2 = \n", piece)
-
-
-def without_end(pieces):
-    """Yields the pieces without END, for tokenizers that have no such token."""
+def cut_safely(pieces):
+    """Yields the same text, cut before the last blank or line end of a piece that something else
+    follows: the words of every tokenizer begin or end there."""
+    rest = ""
     for piece in pieces:
-        yield piece.replace(END, "")
-
-
-# ------------------------------------------------------------------------------------------------
-# cutting and encoding text
-
-
-def with_bar(pieces, what, length=None):
-    """Yields the pieces, with a progress bar. length: their characters together, if known."""
-    with tqdm(total=length, desc=what, unit="char", unit_scale=True, leave=False, delay=1) as bar:
-        for piece in pieces:
-            yield piece
-            bar.update(len(piece))
-
-
-def cut_safely(pieces, size=PIECE):
-    """Yields the same text in pieces of about `size` characters, cut where no token can cross.
-
-    Encoding the pieces one by one gives the tokens of the whole. Every cut is before a blank or a
-    line end that something other than white space follows: the words of every tokenizer begin or
-    end there. A text without such a place is cut anywhere.
-    """
-    boundary = re.compile(r"[ \n](?=\S)")
-    text = ""
-    for piece in pieces:
-        text += piece
-        while len(text) > 2 * size:
-            found = boundary.search(text, size, 2 * size)
-            cut = found.start() if found else size
-            yield text[:cut]
-            text = text[cut:]
-    yield text
+        text = rest + piece
+        found = re.match(r"(?s).*(?=[ \n]\S)", text)
+        cut = found and found.end() or len(text)  # without such a place: anywhere
+        yield text[:cut]
+        rest = text[cut:]
+    yield rest
 
 
 def part_of(pieces, start, stop):
     """Yields the characters from `start` to `stop` of a text in pieces."""
-    with tqdm(total=start, desc="skipping", unit="char", unit_scale=True, leave=False,
-              delay=1) as bar:
-        for piece in pieces:
-            if stop <= 0:
-                return
-            if start > 0:
-                bar.update(len(piece))
-            else:
-                bar.close()
-            yield piece[max(0, start) : stop]
-            start -= len(piece)
-            stop -= len(piece)
-
-
-def encode(pieces, tokenizer, file):
-    """Writes the tokens of a text in pieces to an open file as uint16; returns their number.
-
-    Threads are enough to use every core: tiktoken releases Python's global lock (GIL).
-    """
-    threads = os.cpu_count() or 1
-    count = 0
-    with ThreadPoolExecutor(threads) as pool:
-        while group := list(islice(pieces, 2 * threads)):
-            for ids in pool.map(tokenizer.encode, group):
-                file.write(ids.tobytes())
-                count += len(ids)
-    return count
-
-
-def encode_to_file(text, length, tokenizer, path):
-    """Writes the tokens of a text to the file `path`; returns their number. length: its
-    characters, if known."""
-    count = 0
-
-    def write(temporary):
-        nonlocal count
-        pieces = with_bar(cut_safely(text()), "encoding", length)
-        with temporary.open("wb") as file, contextlib.closing(pieces):  # the bar, too
-            count = encode(pieces, tokenizer, file)
-
-    write_safely(path, write)
-    return count
+    for piece in pieces:
+        yield piece[max(0, start) : max(0, stop)]
+        start, stop = start - len(piece), stop - len(piece)
 
 
 # ------------------------------------------------------------------------------------------------
 # writing data/NAME/
 
 
-def prepare(name, train, source, held_out=None, kind="bpe", vocab_size=1024, validation=0.1,
-            tokens_of=None, sizes=(None, None)):
-    """Writes data/NAME/: train.bin, val.bin and meta.json.
+def prepare_text(arguments, source, kind, text, held_out=None):
+    """Writes data/NAME/ from a text, with a tokenizer that is learned from its training part.
 
-    train, held_out: texts. A text is a function without arguments that returns an iterator of
-                     str. It is called several times, and must give the same text every time.
-    source:          where the text comes from, a str for meta.json.
-    kind:            the tokenizer: "bpe", "word", "char" or "gpt2". It is learned on the training
-                     text.
-    vocab_size:      tokens of a "bpe" or "word" tokenizer, 257 to 65536.
-    validation:      without `held_out`, the tail of `train` is held out: this part of its
-                     characters, between 0 and 1.
-    tokens_of:       the description (tokenizer.py) of a tokenizer to use instead.
-    sizes:           about how many characters `train` and `held_out` have, if known, for progress
-                     bars.
-    UserError if the text is too short, cannot be read or cannot be written. An older text in
-    data/NAME/ stays as it was until both token files are complete.
+    text, held_out: functions that return an iterator of str, every time the same text. Without
+                    held_out it is the tail of `text`, the part --validation of its characters.
     """
-    length, sha256 = measure(with_bar(train(), "reading", sizes[0]))
-    cut = length if held_out else int(length * (1 - validation))
+    length = sum(map(len, tqdm(text(), "reading", leave=False, delay=1)))
+    cut = length if held_out else int(length * (1 - arguments.validation))
     if length < 1000 or cut == 0 or (cut == length and not held_out):
-        raise UserError(
-            f"the text is too short: {cut:,} characters to train on "
-            f"and {length - cut:,} held out"
-        )
-    texts = {
-        "train": lambda: part_of(train(), 0, cut),
-        "val": held_out or (lambda: part_of(train(), cut, length)),
-    }
-    lengths = {"train": cut, "val": sizes[1] if held_out else length - cut}
-    description = tokens_of or describe_tokens(kind, texts["train"](), cut, vocab_size)
+        stop(f"the text is too short: {cut} characters to train on, {length - cut} to hold out")
+
+    def train(what):
+        pieces = part_of(text(), 0, cut)
+        return tqdm(pieces, what, total=length // PIECE, leave=False, delay=1)
+
+    if arguments.tokens_of:
+        description = load_tokens(arguments.tokens_of)[0]["tokenizer"]
+    else:
+        description = learn(kind, train("counting"), arguments.vocab_size)
     tokenizer = Tokenizer(description)
-
-    def write_split(split, path):
-        return encode_to_file(texts[split], lengths[split], tokenizer, path)
-
-    counts = write_tokens(FOLDER / name, write_split)
-    if description["kind"] == "char":
-        print_replaced(FOLDER / name, tokenizer)
-    write_meta(name, {
-        "source": source,
-        "tokenizer": description,
-        "vocab_size": tokenizer.vocab_size,
-        "tokens": counts,
-        "files": {split: [f"{split}.bin"] for split in counts},
-        "header_bytes": 0,
-        "characters": length,
-        "text_sha256": sha256,
-    })
-    print(f"{summary(name, counts, tokenizer.vocab_size)}, "
-          f"{cut / counts['train']:.2f} characters a token")
-    print(f"source: {source}, sha256 {sha256[:16]}")
+    val = held_out() if held_out else part_of(text(), cut, length)
+    write(arguments.name, source, tokenizer,
+          encode(train("encoding"), tokenizer), encode(val, tokenizer))
 
 
-def measure(pieces):
-    """(number of characters, SHA-256 in hexadecimal) of a text in pieces."""
-    digest = hashlib.sha256()
-    length = 0
-    for piece in pieces:
-        digest.update(piece.encode())
-        length += len(piece)
-    return length, digest.hexdigest()
+def encode(pieces, tokenizer):
+    """Yields the ids of each piece, on all cores: tiktoken releases Python's global lock (GIL)."""
+    pieces, threads = iter(pieces), os.cpu_count() or 1
+    with ThreadPoolExecutor(threads) as pool:
+        while group := list(islice(pieces, 2 * threads)):
+            yield from pool.map(tokenizer.encode, group)
 
 
-def describe_tokens(kind, pieces, length, vocab_size):
-    """The description (tokenizer.py) of a tokenizer, learned if needed from the training text,
-    which has `length` characters."""
-    if kind == "gpt2":
-        return {"kind": "gpt2"}
-    pieces = cut_safely(pieces)
-    if kind == "bpe":
-        pieces = islice(pieces, LEARN_FROM)
-        length = min(length, LEARN_FROM * (PIECE + 100))  # a piece ends with a word
-    what = "counting characters" if kind == "char" else "counting words"
-    pieces = with_bar(pieces, what, length)
-    if kind == "word":
-        return learn_word(pieces, vocab_size)
-    if kind == "bpe":
-        return learn_bpe(pieces, vocab_size)
-    description = learn_char(pieces)
-    count = len(description["characters"])
-    if count > 2**16:
-        raise UserError(
-            f"{count} different characters do not fit in 16 bits: use --tokenizer bpe"
-        )
-    return description
+def write(name, source, tokenizer, train, val, row=1):
+    """Writes data/NAME/. train, val: iterables of uint16 arrays. row: tokens of a text, where each
+    has a row of its own.
 
-
-def write_tokens(folder, write_split):
-    """Writes train.bin and val.bin; returns {split: number of tokens}. write_split(split, path)
-    writes one of them and returns its number.
-
-    Both are complete before either replaces an older file. meta.json is deleted in between, so
-    that an interruption cannot leave it beside files that it does not describe. A link stays one:
-    what it leads to is replaced.
+    Files are complete before they get their names, and meta.json comes last: if it is there, it
+    describes the files beside it.
     """
-    names = ("train.bin", "val.bin", "meta.json")
-    *files, meta = (Path(os.path.realpath(folder / name)) for name in names)
-    for path in (*files, meta):
-        must_be_ordinary(path)
-    files = dict(zip(("train", "val"), files))
-    new = {split: path.with_name(path.name + ".new") for split, path in files.items()}
-    for path in new.values():
-        path.unlink(missing_ok=True)  # a link would be taken for the file
-    try:
-        counts = {split: write_split(split, new[split]) for split in new}
-        if min(counts.values()) == 0:
-            raise UserError("the text was empty when it was read again: give ordinary files")
-        described = meta.read_bytes() if meta.exists() else None
-        meta.unlink(missing_ok=True)
-        try:
-            replace(new["train"], files["train"])
-        except OSError:  # on Windows, where a training reads it: all is as it was
-            if described is not None:
-                write_safely(meta, lambda temporary: temporary.write_bytes(described))
-            raise
-        replace(new["val"], files["val"])
-    finally:
-        for path in new.values():
-            path.unlink(missing_ok=True)
-    return counts
-
-
-def write_meta(name, meta):
-    """Writes meta.json. It comes last: if it exists, the files that it describes are complete."""
-    vocab_size = Tokenizer(meta["tokenizer"]).vocab_size
-    meta = {"format": FORMAT, "name": name, "vocab_size": vocab_size} | meta
-    write_text(FOLDER / name / "meta.json", json.dumps(meta, indent=1))
-
-
-def print_replaced(folder, tokenizer):
-    """Prints how many characters of the text a char tokenizer replaced by RARE, its last token."""
-    rare = tokenizer.vocab_size - 1
-    replaced = 0
-    for split in ("train", "val"):
-        tokens = np.memmap(folder / f"{split}.bin", np.uint16, "r")
-        replaced += int((tokens == rare).sum())
-    print(f"{tokenizer.vocab_size} characters; {replaced} rare ones in the text replaced")
-
-
-def summary(name, counts, vocab_size):
-    train = f"{counts['train']:,} tokens to train on"
-    return f"data/{name}: {train}, {counts['val']:,} held out, V = {vocab_size}"
+    folder = FOLDER / name
+    folder.mkdir(exist_ok=True)
+    counts, unknown = {}, {}
+    for split, blocks in (("train", train), ("val", val)):
+        counts[split] = unknown[split] = 0
+        with open(folder / f"{split}.bin.new", "wb") as file:
+            for ids in blocks:
+                file.write(ids.data)
+                counts[split] += len(ids)
+                unknown[split] += int((ids == tokenizer.unknown_id).sum())
+    meta = {"source": source, "tokenizer": tokenizer.description,
+            "vocab_size": tokenizer.vocab_size, "row": row, "tokens": counts}
+    (folder / "meta.json.new").write_text(json.dumps(meta, indent=1))
+    (folder / "meta.json").unlink(missing_ok=True)
+    for file in ("train.bin", "val.bin", "meta.json"):
+        os.replace(folder / f"{file}.new", folder / file)
+    print(f"data/{name}: {counts['train']:,} tokens to train on, {counts['val']:,} held out, "
+          f"V = {tokenizer.vocab_size}, from {source}")
+    shares = [unknown[split] / max(1, counts[split]) for split in counts]
+    if any(shares):
+        print(f"unknown: {shares[0]:.2%} of the tokens to train on, {shares[1]:.2%} held out")
+    if shares[1] > 0.01 + 2 * shares[0]:
+        print("note: the tail, which is held out, is not like the rest: mix them, or use bpe")
 
 
 # ------------------------------------------------------------------------------------------------
-# the kinds of text: stories, Python's documentation, files, downloads, downloaded tokens
+# stories and downloads
 
 
-def draw_stories():
-    """{split: texts}: as many as STORIES says, none held out that is also in the training set."""
-    rng = random.Random(0)
-    train = [make_story(rng) for _ in tqdm(range(STORIES["train"]), "drawing stories", leave=False)]
-    known, val = set(train), []
-    while len(val) < STORIES["val"]:
-        story = make_story(rng)
-        if story not in known:
-            val.append(story)
-    return {"train": train, "val": val}
-
-
-def prepare_stories(name):
-    """Writes data/NAME/ from stories.py: a story in every row of STORY_ROW tokens."""
+def prepare_stories(name, train=100_000, val=5_000):
+    """So many different stories, each a row of 128 tokens: the story, then padding."""
+    rng, known = random.Random(0), set()
     tokenizer = Tokenizer(describe_words(vocabulary()))
-    stories = draw_stories()
-    digest = hashlib.sha256()
 
-    def write_split(split, path):
-        texts = tqdm(stories[split], "encoding", unit="story", leave=False, delay=1)
-        rows = tokenizer.encode_rows(texts, STORY_ROW)
-        for story in stories[split]:
-            digest.update(story.encode())
-        write_safely(path, rows.tofile)
-        return rows.size
+    def rows(count):
+        for _ in tqdm(range(count), "drawing stories", leave=False):
+            while (story := make_story(rng)) in known:
+                pass
+            known.add(story)
+            ids = tokenizer.encode(story)
+            yield np.pad(ids, (0, 128 - len(ids)), constant_values=tokenizer.ids[PAD])
 
-    counts = write_tokens(FOLDER / name, write_split)
-    write_meta(name, {
-        "source": "stories.py",
-        "tokenizer": tokenizer.description,
-        "vocab_size": tokenizer.vocab_size,
-        "tokens": counts,
-        "files": {split: [f"{split}.bin"] for split in counts},
-        "header_bytes": 0,
-        "row": STORY_ROW,
-        "text_sha256": digest.hexdigest(),
-    })
-    print(f"{summary(name, counts, tokenizer.vocab_size)}, a story in every {STORY_ROW}")
-
-
-def prepare_pydocs(name, **options):
-    """Writes data/NAME/ from the documentation of this Python. Options: those of prepare()."""
-    text = python_text()
-    source = f"documentation of Python {platform.python_version()}"
-    prepare(name, lambda: iter([text]), source, sizes=(len(text), None), **options)
-
-
-def prepare_files(name, paths, **options):
-    """Writes data/NAME/ from UTF-8 files. Options: those of prepare()."""
-    separator = END if options["kind"] == "gpt2" else "\n\n"
-    source = "files: " + ", ".join(Path(path).name for path in paths)
-    sizes = sum(map(size_of_text, paths)), None
-    prepare(name, lambda: read_texts(paths, separator), source, sizes=sizes, **options)
-
-
-def size_of_text(path):
-    """Bytes of the text in a file that open_text takes. What a .gz holds is not known before it is
-    read: English becomes about 2.6 times as long."""
-    archive, _, member = str(path).partition(".zip#")
-    if member:
-        return zipfile.ZipFile(archive + ".zip").getinfo(member).file_size
-    size = Path(path).stat().st_size
-    return int(2.6 * size) if str(path).endswith(".gz") else size
-
-
-def prepare_download(name, **options):
-    """Writes data/NAME/ from a text of TEXTS, which is downloaded. Options: those of prepare()."""
-    read = read_articles if name == "wikitext103" else read_text
-
-    def make_text(path):
-        if options["kind"] == "gpt2":
-            return lambda: read(path)
-        return lambda: without_end(read(path))
-
-    files = [file for file in TEXTS[name] if file]
-    paths = [download_text(name, address, sha256) for address, sha256 in files]
-    texts = [make_text(path) for path in paths]
-    held_out = texts[1] if len(texts) > 1 else None
-    source = files[0][0]
-    check_files(paths)
-    sizes = [size_of_text(path) for path in paths] + [None]
-    prepare(name, texts[0], source, held_out, sizes=sizes, **options)
-
-
-def download_text(name, address, sha256):
-    """Downloads a file of TEXTS to data/NAME/; returns its path, as open_text() takes it."""
-    address, mark, member = address.partition("#")
-    path = FOLDER / name / file_name(address)
-    download(address, path, sha256)
-    return f"{path}{mark}{member}"
-
-
-def file_name(address):
-    """What follows the last slash."""
-    return address.rpartition("/")[2]
+    write(name, "stories.py", tokenizer, rows(train), rows(val), row=128)
 
 
 def prepare_shards(name, shards):
-    """Writes data/NAME/ from `shards` downloaded files of GPT-2's tokens, and one to hold out."""
-    addresses = {
-        "train": [SHARDS % ("train", i) for i in range(1, shards + 1)],
-        "val": [SHARDS % ("val", 0)],
-    }
-    counts = {"train": 0, "val": 0}
-    for split in addresses:
-        for address in addresses[split]:
-            path = FOLDER / name / file_name(address)
-            download(address, path)
-            counts[split] += count_shard_tokens(path)
-    write_meta(name, {
-        "source": f"kjj0/finewebedu10B-gpt2, {shards} shards",
-        "tokenizer": {"kind": "gpt2"},
-        "vocab_size": 50257,
-        "tokens": counts,
-        "files": {split: [file_name(a) for a in addresses[split]] for split in addresses},
-        "header_bytes": SHARD_HEADER,
-        "text_sha256": f"{shards} shards",
-    })
-    print(summary(name, counts, 50257))
+    """Downloaded files of GPT-2's tokens, joined: a header of 1,024 bytes in each is left out."""
+    train = [download(SHARDS.format("train", i), name) for i in range(1, shards + 1)]
+    val = [download(SHARDS.format("val", 0), name)]
+    blocks = ((np.memmap(path, np.uint16, "r", 1024) for path in paths) for paths in (train, val))
+    write(name, f"FineWeb-Edu, {shards} shards", Tokenizer({"kind": "gpt2"}), *blocks)
+    for path in train + val:
+        os.remove(path)
 
 
-def count_shard_tokens(path):
-    """The number of tokens in a shard: its header, then uint16.
-
-    UserError if the file is not a complete shard; it is then deleted.
-    """
-    size = path.stat().st_size
-    if size > SHARD_HEADER:
-        magic, version, tokens = np.fromfile(path, np.int32, 3).tolist()
-        if (magic, version, size) == (SHARD_MAGIC, 1, SHARD_HEADER + 2 * tokens):
-            return tokens
-    path.unlink()
-    raise UserError(f"{path} is no complete file of tokens, and is deleted: run this again")
+def download(address, name):
+    """Downloads a file to data/NAME/ unless it is there; returns its path, with the #MEMBER of the
+    address. It is called .part until it is complete; what was interrupted goes on."""
+    address, mark, member = address.partition("#")
+    path = FOLDER / name / address.rpartition("/")[2]
+    part = Path(f"{path}.part")
+    if path.exists():
+        return f"{path}{mark}{member}"
+    path.parent.mkdir(exist_ok=True)
+    part.touch()
+    headers = {"User-Agent": "nanoDFM", "Range": f"bytes={part.stat().st_size}-"}
+    request = urllib.request.Request(address, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response, part.open("ab") as file:
+            if "text/html" in response.headers.get("Content-Type", ""):
+                raise OSError("a web page came instead, as of a login")
+            if response.status != 206:  # the server sends the whole file again
+                file.seek(0)
+                file.truncate()
+            total = file.tell() + int(response.headers.get("Content-Length", 0))
+            with tqdm.wrapattr(file, "write", total, initial=file.tell(), desc=path.name) as to:
+                shutil.copyfileobj(response, to)
+            if file.tell() < total:
+                raise OSError("the connection ended early")
+    except (OSError, http.client.HTTPException) as error:
+        if getattr(error, "code", 0) != 416:  # 416: no byte is missing
+            stop(f"{address} cannot be downloaded ({error}): is there a network? "
+                 "Run this again to go on")
+    os.replace(part, path)
+    return f"{path}{mark}{member}"
 
 
 # ------------------------------------------------------------------------------------------------
 # the command
 
 
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("name", help=f"{', '.join(NAMES)}, or one of your own for --text: the folder in data/")
+    add("--text", nargs="+", metavar="FILE", default=[], help="UTF-8 files to use instead")
+    add("--tokenizer", choices=("bpe", "word", "char", "gpt2"), help="byte pairs learned here, "
+        "words, characters, or GPT-2's byte pairs (default: char for shakespeare, gpt2 for the "
+        "other downloads, else bpe)")
+    add("--tokens-of", metavar="NAME", help="use the tokens of this prepared text instead")
+    add("--vocab-size", type=int, default=1024, help="of bpe or word, 257 to 65536 (1024)")
+    add("--validation", type=float, default=0.1, help="part of the text that is held out (0.1)")
+    add("--shards", type=int, default=1,
+        help="files of fineweb-edu, 100 million tokens each, 1 to 99 (1)")
+    add("--overwrite", action="store_true", help="replace a text that has this name already")
+    arguments = parser.parse_args()
+    name = arguments.name
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        stop(f"{name!r} is not a folder name")
+    if name not in NAMES and not arguments.text:
+        stop(f"there is no text {name}: use {', '.join(NAMES)}, or your own with --text FILE")
+    if missing := [path for path in arguments.text if not os.path.isfile(path)]:
+        stop(f"there is no file {missing[0]}")
+    if not 0 < arguments.validation < 1:
+        stop(f"--validation must be between 0 and 1, not {arguments.validation}")
+    if not 257 <= arguments.vocab_size <= 65536 or not 1 <= arguments.shards <= 99:
+        stop("--vocab-size must be 257 to 65536, and --shards 1 to 99")
+    if (FOLDER / name / "meta.json").exists() and not arguments.overwrite:
+        stop(f"data/{name} is prepared already: choose another name, or replace it: --overwrite")
+    return arguments
+
+
 def main():
     arguments = parse_arguments()
-    check_arguments(arguments)
-    name = arguments.name
-    options = prepare_options(arguments)
-    check_files(arguments.text or [])
-    with lock(FOLDER / f".{name}.lock"):
-        must_be_free(name, arguments.overwrite)
-        if arguments.text:
-            prepare_files(name, arguments.text, **options)
-        elif name == "stories":
-            prepare_stories(name)
-        elif name == "pydocs":
-            prepare_pydocs(name, **options)
-        elif name == "fineweb-edu":
-            prepare_shards(name, arguments.shards)
-        else:
-            prepare_download(name, **options)
-
-
-def must_be_free(name, overwrite):
-    """UserError if a text of this name is there, and is not to be replaced: networks may have been
-    trained on it."""
-    path = FOLDER / name / "meta.json"
-    if path.exists() and not overwrite:
-        source = "a text that can be read no more"
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            source = printable(read_json(path)["source"][:80])
-        raise UserError(f"data/{name} is prepared already, from {source}: "
-                        "choose another name, or replace it with --overwrite")
-
-
-def known_names():
-    return ["stories", "pydocs", *TEXTS, "fineweb-edu"]
-
-
-def parse_arguments():
-    parser = Parser(__doc__)
-    add = parser.add_argument
-    names = ", ".join(known_names())
-    add("name", help=f"{names}, or a name of your own for --text; the folder in data/ to write")
-    add("--text", nargs="+", metavar="FILE", help="UTF-8 files to use instead (default: none)")
-    tokens = parser.add_mutually_exclusive_group()
-    tokens.add_argument("--tokenizer", choices=("bpe", "word", "char", "gpt2"),
-        help="byte pairs learned here, words, characters, or GPT-2's byte pairs (default: gpt2 for "
-        "texts that are downloaded, but char for shakespeare; else bpe)")
-    tokens.add_argument("--tokens-of", metavar="NAME",
-        help="use the tokens of this prepared text, to try its models on another "
-        "(default: learn new ones)")
-    add("--overwrite", action="store_true", help="replace a text that has this name already")
-    add("--vocab-size", type=number(int, 257, 65536), default=1024,
-        help="tokens of bpe or word, 257 to 65536 (default: 1024)")
-    add("--validation", type=float, default=0.1,
-        help="part of the text, its tail, that is held out (default: 0.1)")
-    add("--shards", type=number(int, 1, 99), default=1,
-        help="files of fineweb-edu, 100 million tokens each, 1 to 99 (default: 1)")
-    return parser.parse_args()
-
-
-def check_arguments(arguments):
-    """UserError if an argument is out of range, or does not go with another."""
-    name = arguments.name
-    if not 0 < arguments.validation < 1:
-        raise UserError(f"--validation must be between 0 and 1, not {arguments.validation}")
-    if not is_folder_name(name):
-        raise UserError(f"{name!r} is not a folder name")
-    if (FOLDER / name).exists() and not (FOLDER / name).is_dir():
-        raise UserError(f"data/{name} is not a folder: choose another name")
-    if arguments.text:
-        return
-    if name not in known_names():
-        raise UserError(
-            f"there is no text called {name}: use {', '.join(known_names())}, "
-            "or give your own with --text FILE"
-        )
-    ready_made = {"fineweb-edu": "GPT-2's tokens", "stories": "words"}
-    if name in ready_made and (arguments.tokenizer or arguments.tokens_of):
-        raise UserError(
-            f"{name} comes in {ready_made[name]}: leave out --tokenizer and --tokens-of"
-        )
-
-
-def is_folder_name(name):
-    """Whether data/NAME can be a folder of tokens: not elsewhere, not hidden."""
-    if Path(name).name != name or "\0" in name:
-        return False
-    return not name.startswith((".", "-")) and name not in ("", "__pycache__")
-
-
-def check_files(paths):
-    """UserError if a file cannot be read. This is checked before anything is written."""
-    for path in paths:
-        next(read_text(path))
-
-
-def prepare_options(arguments):
-    """The options of prepare() that the command line sets."""
-    tokens_of = None
-    kind = arguments.tokenizer or default_tokenizer(arguments)
+    name, files, kind = arguments.name, arguments.text, arguments.tokenizer
     if arguments.tokens_of:
-        tokens_of = Dataset(arguments.tokens_of).tokenizer.description
-        kind = tokens_of["kind"]
-    return {
-        "kind": kind,
-        "vocab_size": arguments.vocab_size,
-        "validation": arguments.validation,
-        "tokens_of": tokens_of,
-    }
-
-
-def default_tokenizer(arguments):
-    if arguments.text or arguments.name == "pydocs":
-        return "bpe"
-    return "char" if arguments.name == "shakespeare" else "gpt2"
+        kind = load_tokens(arguments.tokens_of)[0]["tokenizer"]["kind"]
+    if files:
+        kind, source = kind or "bpe", "files: " + ", ".join(Path(path).name for path in files)
+        prepare_text(arguments, source, kind, lambda: read_files(files, kind))
+    elif name in DOWNLOADS:
+        kind = kind or ("char" if name == "shakespeare" else "gpt2")
+        paths = [download(address, name) for address in DOWNLOADS[name]]
+        texts = [lambda path=path: read_files([path], kind) for path in paths]
+        prepare_text(arguments, DOWNLOADS[name][0], kind, *texts)
+    elif name == "pydocs":
+        text, version = python_documentation(), platform.python_version()
+        source = f"documentation of Python {version}"
+        prepare_text(arguments, source, kind or "bpe", lambda: iter([text]))
+    elif kind:
+        stop(f"{name} has tokens of its own: leave out --tokenizer and --tokens-of")
+    elif name == "stories":
+        prepare_stories(name)
+    else:
+        prepare_shards(name, arguments.shards)
 
 
 if __name__ == "__main__":
-    run_command(main)
+    main()

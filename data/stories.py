@@ -22,9 +22,9 @@ import math
 import random
 import re
 from collections import Counter
-from dataclasses import dataclass
 from functools import cache
 from itertools import product
+from typing import NamedTuple
 
 from data.tokenizer import describe_words, join_words, split_words
 
@@ -44,31 +44,19 @@ VALUES = {  # of the roles
     **{role: f"{girls} {boys}".split() for role, (girls, boys) in PEOPLE.items()},
     "x": "ball bell boat book doll drum hat kite lamp rope sled whistle".split(),
     "y": "basket bow cart crown flag flute mask puppet shell sword top wheel".split(),
-    "cx": COLOURS,
-    "cy": COLOURS,
+    "cx": COLOURS, "cy": COLOURS,
     "p": "barn beach bridge castle forest garden lake market mill river".split(),
     "q": "cave farm field harbour hill meadow orchard park pond tower".split(),
 }
-ROLES = {  # of a story, by the kind of their values
-    "name": ["A", "B", "C"],
-    "thing": ["x", "y"],
-    "colour": ["cx", "cy"],
-    "place": ["p", "q"],
-}
+ROLES = {"name": ["A", "B", "C"], "thing": ["x", "y"], "colour": ["cx", "cy"], "place": ["p", "q"]}
 KIND_OF = {role: kind for kind, roles in ROLES.items() for role in roles}
 PRONOUNS = {"he": ("she", "he"), "He": ("She", "He"), "him": ("her", "him"), "his": ("her", "his")}
 ARTICLES = {"a": ("a", "an"), "A": ("A", "An")}
 
-
-def pronoun(form, name):
-    """he, He, him or his, as the name asks for."""
-    return PRONOUNS[form][name in BOYS]
-
-
-def article(form, colour):
-    """a or an, before this colour."""
-    return ARTICLES[form][colour[0] in "aeiou"]
-
+# The class of a word that some slot may hold: sentences that differ in such words alone are alike.
+CLASSES = {value: KIND_OF[role] for role, values in VALUES.items() for value in values}
+CLASSES |= {word: form for form, words in (PRONOUNS | ARTICLES).items() for word in words}
+CLASSES |= {"her": "him", "his": "him"}  # "her" may stand for both
 
 # ------------------------------------------------------------------------------------------------
 # the stories: scenes, each with several ways to say it
@@ -78,118 +66,65 @@ def article(form, colour):
 # x in the end, and {j} has y. (one|two) stands for one or two.
 SCENES = {
     # the first day
-    "begin": [
-        "{A} (had|found|made|bought) {a cx} {cx} {x}.",
-    ],
-    "go": [
-        "One (morning|evening) {he A} took the {cx} {x} to the {p}.",
-        "{He A} carried the {cx} {x} to the {p} one (morning|evening).",
-    ],
-    "meet": [
-        "At the {p} {he A} (met|saw) {B}.",
-        "{B} was already at the {p}.",
-    ],
-    "gift": [
-        "{A} gave the {cx} {x} to {B}, and {he B} was glad.",
-        "{B} liked the {cx} {x}, so {A} gave it to {him B}.",
-    ],
-    "race": [
-        "{A} and {B} raced for the {cx} {x}, and {he B} won.",
-        "{B} ran faster than {A}, so {he B} won the {cx} {x}.",
-    ],
-    "play": [
-        "{A} let {B} play with the {cx} {x} until it was dark.",
-        "{A} and {B} played with the {cx} {x} until it was dark.",
-    ],
-    "find": [
-        "{A} lost the {cx} {x}, but {B} found it for {him A}.",
-        "The {cx} {x} fell down, but {B} gave it to {A}.",
-    ],
-    "night": [
-        "That night the {x} was in the house of {h}.",
-        "That night {h} put the {cx} {x} under {his h} bed.",
-    ],
+    "begin": ["{A} (had|found|made|bought) {a cx} {cx} {x}."],
+    "go": ["One (morning|evening) {he A} took the {cx} {x} to the {p}.",
+           "{He A} carried the {cx} {x} to the {p} one (morning|evening)."],
+    "meet": ["At the {p} {he A} (met|saw) {B}.",
+             "{B} was already at the {p}."],
+    "gift": ["{A} gave the {cx} {x} to {B}, and {he B} was glad.",
+             "{B} liked the {cx} {x}, so {A} gave it to {him B}."],
+    "race": ["{A} and {B} raced for the {cx} {x}, and {he B} won.",
+             "{B} ran faster than {A}, so {he B} won the {cx} {x}."],
+    "play": ["{A} let {B} play with the {cx} {x} until it was dark.",
+             "{A} and {B} played with the {cx} {x} until it was dark."],
+    "find": ["{A} lost the {cx} {x}, but {B} found it for {him A}.",
+             "The {cx} {x} fell down, but {B} gave it to {A}."],
+    "night": ["That night the {x} was in the house of {h}.",
+              "That night {h} put the {cx} {x} under {his h} bed."],
     # the second day
-    "come": [
-        "The next (morning|day) {C} came with {a cy} {cy} {y}.",
-        "Then {C} came, who had {a cy} {cy} {y}.",
-    ],
-    "walk": [
-        "{h} and {C} walked to the {q}, and {o} came too.",
-        "{C} went to the {q}, and {h} and {o} came too.",
-    ],
-    "trade": [
-        "At the {q} {h} traded the {cx} {x} for the {cy} {y}.",
-        "At the {q} {C} gave the {cy} {y} for the {cx} {x}.",
-    ],
-    "present": [
-        "At the {q} {C} gladly gave the {cy} {y} to {o}.",
-        "{o} had nothing, so {C} gave {him o} the {cy} {y}.",
-    ],
-    "share": [
-        "At the {q} {h} gladly gave the {cx} {x} to {o}.",
-        "{o} had nothing, so {h} gave {him o} the {cx} {x}.",
-    ],
-    "keep": [
-        "At the {q} they played with the {cx} {x} and the {y}.",
-        "{o} watched {h} play with the {x} and {C} with the {y}.",
-    ],
+    "come": ["The next (morning|day) {C} came with {a cy} {cy} {y}.",
+             "Then {C} came, who had {a cy} {cy} {y}."],
+    "walk": ["{h} and {C} walked to the {q}, and {o} came too.",
+             "{C} went to the {q}, and {h} and {o} came too."],
+    "trade": ["At the {q} {h} traded the {cx} {x} for the {cy} {y}.",
+              "At the {q} {C} gave the {cy} {y} for the {cx} {x}."],
+    "present": ["At the {q} {C} gladly gave the {cy} {y} to {o}.",
+                "{o} had nothing, so {C} gave {him o} the {cy} {y}."],
+    "share": ["At the {q} {h} gladly gave the {cx} {x} to {o}.",
+              "{o} had nothing, so {h} gave {him o} the {cx} {x}."],
+    "keep": ["At the {q} they played with the {cx} {x} and the {y}.",
+             "{o} watched {h} play with the {x} and {C} with the {y}."],
     # the end
-    "home": [
-        "So {i} went home with the {x}, and {j} kept the {y}.",
-        "In the end {i} had the {x}, and {j} had the {y}.",
-        "{j} took the {cy} {y} home, and {i} took the {cx} {x}.",
-    ],
-    "last": [
-        "{A} never forgot the day at the {p} with {B}.",
-        "{B} still (talks|thinks) of the {p} and the {cx} {x}.",
-    ],
+    "home": ["So {i} went home with the {x}, and {j} kept the {y}.",
+             "In the end {i} had the {x}, and {j} had the {y}.",
+             "{j} took the {cy} {y} home, and {i} took the {cx} {x}."],
+    "last": ["{A} never forgot the day at the {p} with {B}.",
+             "{B} still (talks|thinks) of the {p} and the {cx} {x}."],
 }
 
-# What may happen on each day, and who then has what.
-FIRST_DAYS = {  # event: (h, o)
-    "gift": ("B", "A"),
-    "race": ("B", "A"),
-    "play": ("A", "B"),
-    "find": ("A", "B"),
-}
-SECOND_DAYS = {  # event: (i, j)
-    "trade": ("C", "h"),
-    "present": ("h", "o"),
-    "share": ("o", "C"),
-    "keep": ("h", "C"),
-}
+# What may happen on each day, and who then has what: who h and o are, and who i and j.
+FIRST_DAYS = {"gift": "BA", "race": "BA", "play": "AB", "find": "AB"}
+SECOND_DAYS = {"trade": "Ch", "present": "ho", "share": "oC", "keep": "hC"}
 PLOTS = list(product(FIRST_DAYS, SECOND_DAYS))
 
-# Sentences more than in any story of the training set, to see what networks make of them. The last
-# event of a day says who has what.
-LONGER_PLOTS = {
-    "one sentence more": list(product(["find"], ["gift", "race"], SECOND_DAYS)),
-    "two sentences more": list(
-        product(["find"], ["gift", "race"], ["keep"], ["trade", "present", "share"])
-    ),
-}
 
-
-@dataclass(frozen=True)
-class Slot:
+class Slot(NamedTuple):
     """A place in a template that the story's cast fills."""
 
     form: str  # name, thing, colour, place; he, He, him, his; a, A
     role: str  # whose: A B C, x y, cx cy, p q
-    owner: bool = False  # written h, o, i or j: the person is named for who has what
+    owner: bool  # written h, o, i or j: the person is named for who has what
 
 
 def parse_template(text, roles):
     """"{h} had {a cx} {cx} {x}." -> (Slot, "had", Slot, Slot, Slot, "."). `roles` says who h is."""
     parts = []
     for part in re.findall(r"\{[^}]*\}|\w+|[^\w\s]", text):
-        if not part.startswith("{"):
-            parts.append(part)
-            continue
-        *form, name = part[1:-1].split()
-        role = roles.get(name, name)
-        parts.append(Slot(form[0] if form else KIND_OF[role], role, owner=name in "hoij"))
+        if part.startswith("{"):
+            *form, name = part[1:-1].split()
+            role = roles.get(name, name)
+            part = Slot(form[0] if form else KIND_OF[role], role, owner=name in "hoij")
+        parts.append(part)
     return tuple(parts)
 
 
@@ -199,18 +134,49 @@ def expand(text):
     return ["".join(choice) for choice in product(*(piece.split("|") for piece in pieces))]
 
 
+def skeleton(parts):
+    """The words of a sentence, or the parts of a template, with classes in place of slots."""
+    forms = (part.form if isinstance(part, Slot) else part for part in parts)
+    return tuple(CLASSES.get(form, form) for form in forms)
+
+
 @cache
 def scenes_of(plot):
-    """[(name, templates)] of a plot: the scenes of a story in their order."""
-    first = [event for event in plot if event in FIRST_DAYS]
-    second = [event for event in plot if event in SECOND_DAYS]
-    roles = dict(zip("ho", FIRST_DAYS[first[-1]]))
-    roles |= {name: roles.get(role, role) for name, role in zip("ij", SECOND_DAYS[second[-1]])}
-    names = ["begin", "go", "meet", *first, "night", "come", "walk", *second, "home", "last"]
-    return [
-        (name, [parse_template(text, roles) for line in SCENES[name] for text in expand(line)])
-        for name in names
-    ]
+    """[(name, {skeleton: template})] of a plot: the scenes of a story in their order."""
+    first, second = plot
+    roles = dict(zip("ho", FIRST_DAYS[first]))
+    roles |= {name: roles.get(role, role) for name, role in zip("ij", SECOND_DAYS[second])}
+    scenes = []
+    for name in ("begin", "go", "meet", first, "night", "come", "walk", second, "home", "last"):
+        lines = [line for choices in SCENES[name] for line in expand(choices)]
+        templates = [parse_template(line, roles) for line in lines]
+        scenes.append((name, {skeleton(template): template for template in templates}))
+    return scenes
+
+
+@cache
+def scenes_by_skeleton():
+    """{skeleton: names of the scenes that have such a sentence}."""
+    found = {}
+    for name, templates in (scene for plot in PLOTS for scene in scenes_of(plot)):
+        for key in templates:
+            found.setdefault(key, set()).add(name)
+    return found
+
+
+@cache
+def vocabulary():
+    """All words and marks of all stories, a set."""
+    words = {word for values in VALUES.values() for word in values}
+    words |= {word for forms in (PRONOUNS | ARTICLES).values() for word in forms}
+    for _, templates in (scene for plot in PLOTS for scene in scenes_of(plot)):
+        words |= {part for parts in templates.values() for part in parts if isinstance(part, str)}
+    return words
+
+
+def can_check(tokenizer):
+    """Whether the texts of this tokenizer are stories."""
+    return tokenizer.description == describe_words(vocabulary())
 
 
 # ------------------------------------------------------------------------------------------------
@@ -233,18 +199,18 @@ def fill(part, cast):
         return part
     value = cast[part.role]
     if part.form in PRONOUNS:
-        return pronoun(part.form, value)
+        return PRONOUNS[part.form][value in BOYS]
     if part.form in ARTICLES:
-        return article(part.form, value)
+        return ARTICLES[part.form][value[0] in "aeiou"]
     return value
 
 
-def make_story(rng, plots=PLOTS):
+def make_story(rng):
     """A right story, a str, drawn with rng, a random.Random."""
-    scenes = scenes_of(pick(rng, plots))
+    scenes = scenes_of(pick(rng, PLOTS))
     cast = draw_cast(rng)
-    words = [fill(part, cast) for _, templates in scenes for part in pick(rng, templates)]
-    return join_words(words)
+    templates = [pick(rng, list(templates.values())) for _, templates in scenes]
+    return join_words([fill(part, cast) for template in templates for part in template])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -253,14 +219,8 @@ def make_story(rng, plots=PLOTS):
 KINDS = ("sentence", "event", "name", "possession", "pronoun", "article", "thing", "colour",
          "place")
 
-# The class of a word that some slot may hold: sentences that differ in such words alone are alike.
-CLASSES = {value: KIND_OF[role] for role, values in VALUES.items() for value in values}
-CLASSES |= {"she": "he", "he": "he", "She": "He", "He": "He", "her": "him", "him": "him"}
-CLASSES |= {"his": "him", "a": "a", "an": "a", "A": "A", "An": "A"}
 
-
-@dataclass(frozen=True)
-class Mistake:
+class Mistake(NamedTuple):
     """What is wrong with a text, and where."""
 
     kind: str  # one of KINDS
@@ -269,175 +229,112 @@ class Mistake:
     message: str
 
 
-def wrong_places(mistakes):
-    """The places of wrong words, a set; in stories a word is a token."""
-    return {place for m in mistakes for place in range(m.position, m.position + m.words)}
-
-
-def skeleton(parts):
-    """The words of a sentence, or the parts of a template, with classes in place of slots."""
-    classes = []
-    for part in parts:
-        if isinstance(part, str):
-            classes.append(CLASSES.get(part, part))
-        else:
-            classes.append("him" if part.form == "his" else part.form)
-    return tuple(classes)
-
-
-@cache
-def templates_by_skeleton(plot):
-    """For each scene of a plot: {skeleton: template}."""
-    return [{skeleton(t): t for t in templates} for _, templates in scenes_of(plot)]
-
-
-@cache
-def scenes_by_skeleton():
-    """{skeleton: names of the scenes that have such a sentence}."""
-    found = {}
-    for plot in PLOTS:
-        for name, templates in scenes_of(plot):
-            for template in templates:
-                found.setdefault(skeleton(template), set()).add(name)
-    return found
-
-
-def split_sentences(words):
-    """[(position of the first word, words)]: every sentence ends with a full stop."""
-    sentences, start = [], 0
-    for i, word in enumerate(words):
-        if word == "." or i == len(words) - 1:
-            sentences.append((start, words[start : i + 1]))
-            start = i + 1
-    return sentences
-
-
-def align(names, scenes):
-    """[(i, j)]: pairs of sentence i and scene j, both in order, as many as possible (the longest
-    common subsequence). names: for each sentence, the set of scenes that it may be."""
-    n, m = len(names), len(scenes)
-    best = [[0] * (m + 1) for _ in range(n + 1)]  # of sentences i... and scenes j...
-    for i in reversed(range(n)):
-        for j in reversed(range(m)):
-            best[i][j] = max(best[i + 1][j], best[i][j + 1])
-            if scenes[j] in names[i]:
-                best[i][j] = max(best[i][j], 1 + best[i + 1][j + 1])
-    pairs, i, j = [], 0, 0
-    while i < n and j < m:
-        if scenes[j] in names[i] and best[i][j] == 1 + best[i + 1][j + 1]:
-            pairs.append((i, j))
-            i, j = i + 1, j + 1
-        elif best[i][j] == best[i + 1][j]:
-            i += 1
-        else:
-            j += 1
-    return pairs
-
-
-def closest_plots(skeletons, plots):
-    """[(plot, pairs)]: those of the plots that have most of the sentences in their order, and which
-    sentence is which of the plot's scenes."""
-    names = [scenes_by_skeleton().get(s, set()) for s in skeletons]
-    aligned = []
-    for plot in plots:
-        aligned.append((plot, align(names, [name for name, _ in scenes_of(plot)])))
-    most = max(len(pairs) for _, pairs in aligned)
-    return [(plot, pairs) for plot, pairs in aligned if len(pairs) == most]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A text, read as a story: what parse() returns."""
+class Reading(NamedTuple):
+    """A text, read as a story."""
 
     plot: tuple
     cast: dict  # {role: value}, where the text says it
     mistakes: list
 
 
-def parse(text, plots=PLOTS):
+def check(text):
+    """The mistakes of a text, a list of Mistake, in their order; [] if it is a right story."""
+    return parse(text).mistakes
+
+
+def wrong_places(mistakes):
+    """The places of wrong words, a set; in stories a word is a token."""
+    return {place for m in mistakes for place in range(m.position, m.position + m.words)}
+
+
+def parse(text):
     """Reads a text as the story that it is most like: as the one of the plots that has most of its
-    sentences, and then the fewest mistakes. A Reading."""
+    sentences in their order, and then the fewest mistakes. A Reading."""
     sentences = split_sentences(split_words(text))
-    skeletons = [skeleton(sentence) for _, sentence in sentences]
-    readings = []
-    for plot, pairs in closest_plots(skeletons, plots):
-        cast, mistakes = read_slots(sentences, skeletons, plot, pairs)
-        mistakes += sentence_mistakes(sentences, skeletons, pairs, plot)
-        readings.append(Reading(plot, cast, sorted(mistakes, key=lambda m: m.position)))
+    names = [scenes_by_skeleton().get(key, set()) for _, _, key in sentences]
+    aligned = [(plot, align(names, [name for name, _ in scenes_of(plot)])) for plot in PLOTS]
+    most = max(len(pairs) for _, pairs in aligned)
+    readings = [read(sentences, plot, pairs) for plot, pairs in aligned if len(pairs) == most]
     return min(readings, key=lambda reading: len(reading.mistakes))
 
 
-def read_slots(sentences, skeletons, plot, pairs):
-    """(cast, mistakes) of the sentences that are scenes of the plot.
+def split_sentences(words):
+    """[(position of the first word, words, skeleton)]: a full stop ends a sentence."""
+    stops = [i + 1 for i, word in enumerate(words) if word == "." or i == len(words) - 1]
+    spans = zip([0, *stops], stops)
+    return [(start, words[start:stop], skeleton(words[start:stop])) for start, stop in spans]
 
-    A role has the value of its own that most of the sentences say, the first one of equals. A word
-    that differs from it is a mistake.
+
+def align(names, scenes):
+    """((i, j), ...): pairs of sentence i and scene j, both in order, as many as possible (the
+    longest common subsequence). names: for each sentence, the set of scenes that it may be."""
+    n, m = len(names), len(scenes)
+    best = [[()] * (m + 1) for _ in range(n + 1)]  # the pairs of sentences i... and scenes j...
+    for i in reversed(range(n)):
+        for j in reversed(range(m)):
+            if scenes[j] in names[i]:
+                best[i][j] = ((i, j), *best[i + 1][j + 1])
+            else:
+                best[i][j] = max(best[i + 1][j], best[i][j + 1], key=len)  # the first of equals
+    return best[0][0]
+
+
+def read(sentences, plot, pairs):
+    """The Reading of sentences, of which `pairs` says which scene of the plot they are.
+
+    A role has the value of its own that most of these sentences say, the first one of equals. A
+    word that differs from it is a mistake.
     """
     slots = []  # (position, word, part of the template)
     for i, j in pairs:
-        template = templates_by_skeleton(plot)[j][skeletons[i]]
-        start, sentence = sentences[i]
-        slots += zip(range(start, start + len(sentence)), sentence, template)
+        start, words, key = sentences[i]
+        slots += zip(range(start, start + len(words)), words, scenes_of(plot)[j][1][key])
     votes = {role: Counter() for role in VALUES}
     for _, word, part in slots:
         if isinstance(part, Slot) and word in VALUES[part.role]:
             votes[part.role][word] += 1
     cast = {role: counts.most_common(1)[0][0] for role, counts in votes.items() if counts}
-    return cast, slot_mistakes(slots, cast)
-
-
-def sentence_mistakes(sentences, skeletons, pairs, plot):
-    """Sentences that no story has, or not here, and what is missing."""
-    mistakes = []
-    matched = {i for i, _ in pairs}
-    for i, (start, sentence) in enumerate(sentences):
-        if i in matched:
-            continue
-        known = scenes_by_skeleton().get(skeletons[i])
-        shown = join_words(sentence)
-        if known:
-            message = f"this does not belong here: {shown}"
-        else:
-            message = f"no story has this sentence: {shown}"
-        kind = "event" if known else "sentence"
-        mistakes.append(Mistake(kind, start, len(sentence), message))
-    end = sum(len(sentence) for _, sentence in sentences)
-    for _ in range(len(scenes_of(plot)) - len(sentences)):
-        mistakes.append(Mistake("sentence", end, 0, "the story is not complete"))
-    return mistakes
+    mistakes = slot_mistakes(slots, cast)
+    mistakes += sentence_mistakes(sentences, {i for i, _ in pairs}, len(scenes_of(plot)))
+    return Reading(plot, cast, sorted(mistakes, key=lambda mistake: mistake.position))
 
 
 def slot_mistakes(slots, cast):
     """Words of the aligned sentences that are not those of the cast."""
-    people = {value for role, value in cast.items() if KIND_OF[role] == "name"}
+    people = {cast[role] for role in ROLES["name"] if role in cast}
     mistakes = []
     for position, word, part in slots:
-        if isinstance(part, Slot) and part.role not in cast:  # no sentence says a value of its own
-            if part.form in ROLES:
-                message = f"{word} should be one of {', '.join(VALUES[part.role])} ({part.form})"
-                mistakes.append(Mistake(part.form, position, 1, message))
+        if isinstance(part, str):  # a sentence of this skeleton has this word
             continue
-        right = fill(part, cast)
-        if word == right:
-            continue
-        if isinstance(part, str):
-            kind = "sentence"
-        elif part.form in PRONOUNS or part.form in ARTICLES:
-            kind = "pronoun" if part.form in PRONOUNS else "article"
-        else:
+        right = fill(part, cast) if part.role in cast else ""
+        if not right and part.form in ROLES:  # no sentence says a value of the role's own
+            message = f"{word} should be one of {', '.join(VALUES[part.role])} ({part.form})"
+            mistakes.append(Mistake(part.form, position, 1, message))
+        elif right and word != right:
             kind = "possession" if part.owner and word in people else part.form
-        mistakes.append(Mistake(kind, position, 1, f"{word} should be {right} ({kind})"))
+            kind = "pronoun" if kind in PRONOUNS else "article" if kind in ARTICLES else kind
+            mistakes.append(Mistake(kind, position, 1, f"{word} should be {right} ({kind})"))
     return mistakes
 
 
-def check(text, plots=PLOTS):
-    """The mistakes of a text, a list of Mistake, in their order; [] if it is a right story of one
-    of the plots."""
-    return parse(text, plots).mistakes
+def sentence_mistakes(sentences, matched, length):
+    """Sentences that no story has, or not here, and what is missing of `length` sentences.
+    matched: the numbers of the sentences that belong."""
+    mistakes = []
+    for i, (start, words, key) in enumerate(sentences):
+        if i in matched:
+            continue
+        known = key in scenes_by_skeleton()
+        message = "this does not belong here" if known else "no story has this sentence"
+        kind = "event" if known else "sentence"
+        mistakes.append(Mistake(kind, start, len(words), f"{message}: {join_words(words)}"))
+    end = sum(len(words) for _, words, _ in sentences)
+    missing = length - len(sentences)
+    return mistakes + [Mistake("sentence", end, 0, "the story is not complete")] * missing
 
 
 # ------------------------------------------------------------------------------------------------
-# the probability
+# probability
 
 
 def log_casts():
@@ -445,21 +342,22 @@ def log_casts():
     return sum(math.log(len(values)) for values in VALUES.values())
 
 
+def log_templates(plot):
+    """ln of the number of ways to tell a plot, each as likely."""
+    return sum(math.log(len(templates)) for _, templates in scenes_of(plot))
+
+
 def log_probability(text):
     """ln P(text) in nats; -inf if it is no right story."""
     reading = parse(text)
     if reading.mistakes:
         return -math.inf
-    templates = sum(math.log(len(templates)) for _, templates in scenes_of(reading.plot))
-    return -math.log(len(PLOTS)) - log_casts() - templates
+    return -math.log(len(PLOTS)) - log_casts() - log_templates(reading.plot)
 
 
 def entropy():
     """The entropy of a story, in nats: -log_probability, on average over the plots."""
-    templates = [
-        sum(math.log(len(templates)) for _, templates in scenes_of(plot)) for plot in PLOTS
-    ]
-    return math.log(len(PLOTS)) + log_casts() + sum(templates) / len(templates)
+    return math.log(len(PLOTS)) + log_casts() + sum(map(log_templates, PLOTS)) / len(PLOTS)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -470,17 +368,14 @@ def slot_entropies(stories):
     """{kind of slot: bits}: the entropy of the plot, and of the values of a role, a mean over the
     roles of names, of things, of colours and of places, in a list of (plot, cast). At most log2 of
     the number of values."""
-    counts = {name: Counter() for name in (*VALUES, "plot")}
-    for plot, cast in stories:
-        counts["plot"][plot] += 1
-        for role, value in cast.items():
-            counts[role][value] += 1
-    bits = {}
-    for name, count in counts.items():
-        total = count.total()
-        bits[name] = -sum(n / total * math.log2(n / total) for n in count.values())
-    kinds = {kind: sum(bits[role] for role in roles) / len(roles) for kind, roles in ROLES.items()}
-    return kinds | {"plot": bits["plot"]}
+
+    def bits(values):
+        counts = Counter(values)
+        return -sum(n / counts.total() * math.log2(n / counts.total()) for n in counts.values())
+
+    of_role = {role: bits(cast[role] for _, cast in stories if role in cast) for role in VALUES}
+    found = {kind: sum(of_role[r] for r in roles) / len(roles) for kind, roles in ROLES.items()}
+    return found | {"plot": bits(plot for plot, _ in stories)}
 
 
 @cache
@@ -503,23 +398,3 @@ def variety(readings):
     found = slot_entropies([(reading.plot, reading.cast) for reading in readings])
     expected = expected_entropies(len(readings))
     return {kind: bits / expected[kind] for kind, bits in found.items()}
-
-
-# ------------------------------------------------------------------------------------------------
-# words
-
-
-@cache
-def vocabulary():
-    """All words and marks of all stories, a set."""
-    words = {word for values in VALUES.values() for word in values}
-    words |= {word for forms in (PRONOUNS | ARTICLES).values() for word in forms}
-    for plot in PLOTS:
-        for _, templates in scenes_of(plot):
-            words |= {part for template in templates for part in template if isinstance(part, str)}
-    return words
-
-
-def can_check(tokenizer):
-    """Whether the texts of this tokenizer are stories."""
-    return tokenizer.description == describe_words(vocabulary())

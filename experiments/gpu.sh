@@ -2,7 +2,7 @@
 # All that a CUDA GPU can show: the GPU tests, a training with its curve, and benchmarks at two
 # sizes, whose tables are Markdown. Run it again to go on where it stopped.
 #
-#     bash experiments/gpu.sh           Python's documentation, 256 tokens at a time; in out-pydocs/
+#     bash experiments/gpu.sh           Python's documentation, 256 tokens at a time; in out-gpu/
 #     bash experiments/gpu.sh my.txt    your text, 1,024 of GPT-2's tokens at a time; in out-my/
 
 if [ -z "${BASH_VERSION:-}" ]; then
@@ -19,11 +19,7 @@ if [ $# -gt 0 ]; then
     text=$(realpath "$1")
 fi
 cd "$(dirname "$0")/.."
-if [ ! -e /dev/nvidiactl ] && [ ! -e /dev/dxg ]; then  # of Linux, and of Linux in Windows
-    echo "error: this machine has no NVIDIA GPU: bash speedrun.sh runs on a CPU" >&2
-    exit 2
-fi
-source common/setup.sh
+source setup.sh
 if ! python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
     echo "error: PyTorch sees no CUDA GPU here: bash speedrun.sh runs on a CPU" >&2
     exit 2
@@ -31,25 +27,27 @@ fi
 
 python -m pytest -q tests/test_cuda.py
 if [ -z "$text" ]; then
-    bash speedrun.sh pydocs
+    name=pydocs
+    out=out-gpu
+    size=()
+    if [ ! -f data/pydocs/meta.json ]; then
+        python data/prepare.py pydocs
+    fi
 else
-    # 10 minutes on an H200, derived from 23 ms an iteration of the DFM
     name=$(basename "$text" .txt)
     out=out-$name
+    size=(--block_size=1024 --batch_size=16)
     if [ ! -f "data/$name/meta.json" ]; then
         python data/prepare.py "$name" --text "$text" --tokenizer gpt2
     fi
-    train() {
-        python train.py "$@" --data "$name" --out "$out" --preset gpu --batch-size 16 --resume
-    }
-    train judge --block-size 1024 --iterations 500
-    train dfm --block-size 1024 --iterations 6500
-    train fsdfm --iterations 1000
-    for model in dfm fsdfm; do
-        python sample.py --model "$model" --out "$out"
-    done
-    python eval.py --data "$name" --out "$out" --num-samples 40
-    python plot.py --out "$out"
 fi
-python experiments/bench.py
-python experiments/bench.py --preset paper-small --out out-paper
+for stage in judge dfm fsdfm; do
+    python train.py "$stage" config/gpu.py --data="$name" --out="$out" "${size[@]}" --resume
+    if [ "$stage" != judge ]; then  # what it writes now
+        python sample.py --model "$stage" --out "$out"
+    fi
+done
+python eval.py --data "$name" --out "$out"
+python plot.py --out "$out"
+python experiments/bench.py config/gpu.py --data="$name" "${size[@]}"
+python experiments/bench.py config/paper_small.py --data="$name"

@@ -10,29 +10,26 @@ Words and probabilities are those of the DFM that comes with the project (weight
 with a fixed seed; the fourth picture is exact. Before: toy.py.
 """
 
-import random
 import sys
-from functools import partial
 from pathlib import Path
 
-# `python experiments/idea.py` puts experiments/ on the path, and flow.py is one folder above
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # flow.py is there
 
-import common.early  # first: Ctrl-C is quiet from here on
+import config.command  # first: see there
+
+import argparse
+import random
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from common.checkpoint import WEIGHTS, load_model
-from common.command import Parser, run_command
-from common.files import write_safely
 from data.stories import make_story
-from flow import jump, jump_probability, posterior, sample_source
-from plot import LOOK
+from flow import cumulative_scalar, jump
+from sample import load_model
 from toy import TEXT, V, sampled_distribution, total_variation
 
+ROOT = Path(__file__).resolve().parent.parent
 SHOWN = 12  # tokens of a story
 GUESSES = 3  # words under a token
 TEXT_COLOUR, NOISE_COLOUR, JUMP_COLOUR = "#1f5fa8", "#8a8a8a", "#c77d00"
@@ -45,12 +42,13 @@ T, H = 0.25, 0.5  # the step that is drawn
 def load_story():
     """(network, tokenizer, x_1, x_0, u), (1, L) each. On the path from x_0 to x_1 a token of x_t is
     that of x_1 if its u, uniform in [0, 1), is below kappa(t) = t."""
-    model, tokenizer = load_model(WEIGHTS / "dfm.pt")
+    model, tokenizer = load_model(ROOT / "weights/dfm.pt")
     story = make_story(random.Random(4))
     row = story + " [pad]" * model.config.block_size
     x_1 = torch.tensor(tokenizer.encode(row).tolist())[None, : model.config.block_size]
     torch.manual_seed(2)
-    return model, tokenizer, x_1, sample_source(x_1.shape, model.config), torch.rand(x_1.shape)
+    x_0 = torch.randint_like(x_1, model.config.vocab_size)
+    return model, tokenizer, x_1, x_0, torch.rand(x_1.shape)
 
 
 def words_axis(height):
@@ -89,7 +87,7 @@ def draw_guess(model, tokenizer, x_1, x_0, u):
     is_text = u < T
     x_t = torch.where(is_text, x_1, x_0)
     with torch.no_grad():
-        p = posterior(model(x_t, torch.tensor([T])), model.config)[0]  # (L, V)
+        p = model(x_t, torch.tensor([T])).softmax(-1)[0]  # (L, V)
     figure, axis = words_axis(2.4)
     axis.set_ylim(-GUESSES - 0.6, 0.6)
     write_words(axis, 0, x_t[0], is_text[0], tokenizer, f"x_t, t = {T:g}")
@@ -112,16 +110,16 @@ def draw_jump(model, tokenizer, x_1, x_0, u):
     t, h = torch.tensor([T]), torch.tensor([H])
     with torch.no_grad():
         logits = model(x_t, t)
-        stays = posterior(logits, model.config).gather(-1, x_t[..., None]).squeeze(-1)  # (1, L)
-        chance = jump_probability(stays, t[:, None], h[:, None])[0]
+        p_stay = logits.softmax(-1).gather(-1, x_t[..., None])[0, :, 0]  # (L,)
+        p_jump = 1 - torch.exp(-h * cumulative_scalar(t, h) * (1 - p_stay))
         torch.manual_seed(1)
-        after = jump(x_t, logits, t, h, model.config)
+        after = jump(x_t, logits, t, h)
     figure, axis = words_axis(1.7)
     axis.set_ylim(-2.6, 0.6)
     write_words(axis, 0, x_t[0], is_text[0], tokenizer, f"x_t, t = {T:g}")
     axis.text(-0.7, -1, "P(jump)", ha="right", va="center", color=NOISE_COLOUR)
     for i in range(SHOWN):
-        axis.text(i, -1, f"{chance[i]:.2f}", ha="center", va="center", fontsize=11)
+        axis.text(i, -1, f"{p_jump[i]:.2f}", ha="center", va="center", fontsize=11)
     changed = (after != x_t)[0, :SHOWN].nonzero().flatten().tolist()
     is_right = (after == x_1)[0]
     write_words(axis, -2, after[0], is_right, tokenizer, f"x_t, t = {T + H:g}", changed)
@@ -180,27 +178,19 @@ def draw_shortcut(*_):
     return figure
 
 
-PICTURES = {
-    "path": draw_path,
-    "guess": draw_guess,
-    "jump": draw_jump,
-    "product": draw_product,
-    "shortcut": draw_shortcut,
-}
-
-
 def main():
-    parser = Parser(__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs",
-                        help="folder of the pictures (default: docs)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder (default: docs)")
     out = parser.parse_args().out
-    plt.rcParams.update(LOOK | {"font.size": 14})
+    plt.rcParams.update({"font.size": 14, "axes.spines.top": False, "axes.spines.right": False})
     story = load_story()
-    for name, draw in PICTURES.items():
-        path = out / f"idea-{name}.png"
-        write_safely(path, partial(draw(*story).savefig, dpi=100, format="png"))
+    for draw in (draw_path, draw_guess, draw_jump, draw_product, draw_shortcut):
+        path = out / f"idea-{draw.__name__.removeprefix('draw_')}.png"
+        draw(*story).savefig(path, dpi=100)
         print(f"wrote {path}")
 
 
 if __name__ == "__main__":
-    run_command(main)
+    main()

@@ -1,127 +1,98 @@
 """Trained networks of stories -> weights/, as int8, with a README that says how they were made.
 
-    python experiments/pack.py     out/ -> weights/{judge,dfm,fsdfm,dmd}.pt, weights/README.md
+    python experiments/pack.py     out-long/ -> weights/{judge,dfm,fsdfm,dmd}.pt, weights/README.md
 
-What int8 costs is measured: right stories of the float32 weights and of the int8 ones, the same
-noise for both. Before: common/quantize.py.
+Of a checkpoint the EMA is kept where there is one, and nothing that training alone needs. What int8
+costs is measured: right stories of the float32 weights and of the int8 ones, from the same random
+numbers. Before: show/page.py, which has the int8 format.
 """
 
 import sys
 from pathlib import Path
 
-# `python experiments/pack.py` puts experiments/ on the path, and train.py is one folder above
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # sample.py is there
 
-import common.early  # first: Ctrl-C is quiet from here on
+from config.command import pick_device  # first: see there
 
-from tqdm import tqdm
+import argparse
 
-from common.checkpoint import (
-    LABELS, STAGES, WEIGHTS, load_checkpoint, load_model, must_be_ours, save_checkpoint,
-)
-from common.command import Parser, UserError, number, run_command
-from common.device import pick_device
-from common.files import OUT, file_hash, write_text
-from common.quantize import quantize
-from data.dataset import Dataset
-from data.stories import can_check
-from eval import machine_name, measure_stories, plus_minus, timed_samples
-from flow import Sampler
+import torch
+
+from data.stories import check
+from sample import WEIGHTS, load_checkpoint, load_model, write
+from show.page import quantize
 
 COLUMNS = {"dfm": (8, 64), "fsdfm": (4, 8), "dmd": (4, 8)}  # steps that are measured
-SEED = 1
-
-
-def pack(stage, out):
-    """Writes weights/STAGE.pt: the EMA where there is one, and nothing that training needs."""
-    checkpoint = load_checkpoint(out / f"{stage}.pt")
-    must_be_ours(checkpoint, out / f"{stage}.pt", stage)
-    weights = quantize(checkpoint["ema"] or checkpoint["model"])
-    kept = {name: value for name, value in checkpoint.items() if name not in ("auxiliary", "file")}
-    packed = kept | {"model": weights, "ema": None, "optimizers": []}
-    save_checkpoint(WEIGHTS / f"{stage}.pt", packed, first=True)
-    return checkpoint
-
-
-def right_stories(path, steps, num_samples, dataset, device):
-    """Right stories of a checkpoint, as text: mean ± standard error."""
-    model, _ = load_model(path, device)
-    shape = (num_samples, model.config.block_size)
-    with tqdm(total=num_samples * steps, desc=f"measuring {path}", unit="step", leave=False,
-              delay=1) as bar:
-        x_1, _ = timed_samples(model, shape, steps, Sampler(), SEED, 64,
-                               callback=lambda step, x_t: bar.update(len(x_t)))
-    row = {"samples": num_samples} | measure_stories(x_1, dataset)
-    return plus_minus(row, "right", 3)
-
-
-def accuracy_lines(arguments, dataset, device):
-    """Markdown: right stories of float32 and int8 weights."""
-    lines = ["| network | steps | float32 | int8 |", "| --- | ---: | ---: | ---: |"]
-    for stage, counts in COLUMNS.items():
-        for steps in counts:
-            shares = [
-                right_stories(path / f"{stage}.pt", steps, arguments.num_samples, dataset, device)
-                for path in (arguments.out, WEIGHTS)
-            ]
-            lines.append(f"| {LABELS[stage]} | {steps} | {' | '.join(shares)} |")
-            print(lines[-1], flush=True)
-    return lines
-
-
-def file_lines(checkpoints):
-    """Markdown: how each file was made."""
-    lines = ["| file | iterations | minutes | bytes | SHA-256 |"]
-    lines.append("| --- | ---: | ---: | ---: | --- |")
-    for stage, checkpoint in checkpoints.items():
-        path = WEIGHTS / f"{stage}.pt"
-        minutes = checkpoint["seconds"] / 60
-        cells = [f"`{stage}.pt`", f"{checkpoint['iteration']:,}", f"{minutes:.0f}"]
-        cells += [f"{path.stat().st_size:,}", f"`{file_hash(path)[:16]}`"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def main():
-    parser = Parser(__doc__)
-    add = parser.add_argument
-    add("--out", type=Path, default=OUT, help="folder of the checkpoints (default: out)")
-    add("--preset", default="cpu", help="with which they were trained, for the README")
-    add("--num-samples", type=number(int, 1, 10**6), default=1024,
-        help="stories of a figure (default: 1024)")
-    add("--machine", default="", help="a few words on the machine that trained them")
-    add("--device", help="cpu, cuda, cuda:N or mps (default: a GPU if there is one)")
-    arguments = parser.parse_args()
-    device = pick_device(arguments.device)
-    dataset = Dataset("stories")
-    if not can_check(dataset.tokenizer):
-        raise UserError("data/stories has other tokens than stories: prepare it again")
-    checkpoints = {stage: pack(stage, arguments.out) for stage in STAGES}
-    settings = checkpoints["dfm"]["settings"]
-    machine = arguments.machine or machine_name(device)
-    accuracy = "\n".join(accuracy_lines(arguments, dataset, device))
-    files = "\n".join(file_lines(checkpoints))
-    text = f"""# Trained networks
+KEPT = ("stage", "config", "settings", "iteration", "seconds", "tokenizer")
+README = """# Trained networks
 
 Used by `sample.py` and `demo.sh` as long as nothing has been trained in `out/`. They write the
 stories of `data/stories.py`. Made by
 
     python data/prepare.py stories
-    for stage in judge dfm fsdfm dmd; do python train.py $stage --preset {arguments.preset}; done
-    python experiments/pack.py --preset {arguments.preset}
+    for stage in judge dfm fsdfm; do python train.py $stage config/stories_long.py; done
+    python -m extras.matching --out=out-long --iterations=3000
+    python experiments/pack.py
 
-with seed {settings['seed']}, on {machine}:
+with seed {seed}{machine}:
 
 {files}
 
-Matrices are int8, a row with a scale of its own (`common/quantize.py`). What that costs: right
-stories ± one standard error, {arguments.num_samples:,} stories, seed {SEED}, each with its default
-sampler:
+Matrices are int8, a row with a scale of its own (`quantize` in `show/page.py`). What that costs:
+right stories ± one standard error, {num_samples:,} stories, seed 1, each with its own sampler:
 
 {accuracy}
 """
-    write_text(WEIGHTS / "README.md", text)
+
+
+def pack(stage, out, to):
+    """OUT/STAGE.pt -> TO/STAGE.pt. Its line of the table."""
+    checkpoint = load_checkpoint(out / f"{stage}.pt")
+    packed = {name: checkpoint[name] for name in KEPT}
+    packed |= {"model": quantize(checkpoint["ema"] or checkpoint["model"]), "ema": None}
+    path = to / f"{stage}.pt"
+    torch.save(packed, path)
+    cells = f"{checkpoint['iteration']:,} | {checkpoint['seconds'] / 60:.0f}"
+    return f"| `{stage}.pt` | {cells} | {path.stat().st_size:,} |"
+
+
+def right_stories(path, steps, num_samples, device):
+    """The share of right stories, as text: mean ± standard error."""
+    model, tokenizer = load_model(path, device)
+    texts = write(model, tokenizer, num_samples=num_samples, steps=steps, seed=1)
+    share = sum(not check(text) for text in texts) / num_samples
+    return f"{share:.3f} ± {(share * (1 - share) / num_samples) ** 0.5:.3f}"
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--out", type=Path, default="out-long", help="folder of the checkpoints (out-long)")
+    add("--to", type=Path, default=WEIGHTS, help="folder that is written (default: weights)")
+    add("--num-samples", type=int, default=1024, help="stories of a figure (default: 1024)")
+    add("--machine", default="", help="a few words on the machine that trained them")
+    add("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    arguments = parser.parse_args()
+    out, to, device = arguments.out, arguments.to, pick_device(arguments.device)
+
+    to.mkdir(exist_ok=True)
+    files = ["| file | iterations | minutes | bytes |", "| --- | ---: | ---: | ---: |"]
+    files += [pack(stage, out, to) for stage in ("judge", *COLUMNS)]
+    accuracy = ["| network | steps | float32 | int8 |", "| --- | ---: | ---: | ---: |"]
+    for stage, counts in COLUMNS.items():
+        for steps in counts:
+            shares = [right_stories(folder / f"{stage}.pt", steps, arguments.num_samples, device)
+                      for folder in (out, to)]
+            accuracy.append(f"| {stage} | {steps} | {' | '.join(shares)} |")
+            print(accuracy[-1], flush=True)
+    (to / "README.md").write_text(README.format(
+        seed=load_checkpoint(to / "dfm.pt")["settings"]["seed"],
+        machine=f", on {arguments.machine}" if arguments.machine else "",
+        files="\n".join(files), num_samples=arguments.num_samples, accuracy="\n".join(accuracy),
+    ))
 
 
 if __name__ == "__main__":
-    run_command(main)
+    main()

@@ -1,134 +1,105 @@
-"""The flags of sample.py that show a race, and what they do.
+"""The race: several runs of the same noise, shown in three ways.
 
-    --race     on the terminal (race.py)
-    --html     a page for a browser (page.py); with --live the network runs in it
-    --gif      a moving picture (picture.py)
+    python sample.py --race                  on the terminal (race.py)
+    python sample.py --html FILE --live      a page for a browser (page.py)
+    python sample.py --gif FILE              a moving picture (picture.py)
 
-All three show the same runs (run.py). The modules are imported when they are asked for: `sample.py`
-alone starts faster without them.
+All three show the same runs (run.py). Runners are named as MODEL:STEPS, as in
+`--race dfm:256 dmd:4`, with or without --html and --gif.
 """
 
+from config.command import pick_device, stop  # first: see there
+
+import argparse
 import os
 import shlex
 import sys
-from pathlib import Path
 
 from tqdm import tqdm
 
-from common.checkpoint import LABELS, find_network, load_model, versions
-from common.command import UserError, number
-from common.device import pick_device
+from extras.samplers import renoise
+from flow import generate
+from sample import find_network, load_model
+from show.race import on_terminal, race
+from show.run import LABELS, record
 
 RUNNERS = ["dfm:1024", "fsdfm:8", "dfm:8"]
-PACE = 0.5  # seconds of a step of the fastest runner
-WATCH_SECONDS = 8  # that --watch shows a run for, at most, unless --pace says so
-ONLY_ALONE = (  # flags of sample.py that have no meaning for a race
-    "model", "checkpoint", "n_head", "steps", "num_samples", "prompt", "infill", "check",
-    "watch", "json", "compile",
-)
 
 
-def add_show_flags(parser):
-    group = parser.add_argument_group("the race: several runs of the same noise")
-    add = group.add_argument
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        prog="sample.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
     add("--race", nargs="*", metavar="MODEL:STEPS",
-        help=f"side by side on the terminal (default: {' '.join(RUNNERS)})")
-    add("--html", type=Path, metavar="FILE", help="the race as a page for a browser")
+        help=f"the runners, side by side on the terminal (default: {' '.join(RUNNERS)})")
+    add("--html", metavar="FILE", help="the race as a page for a browser")
     add("--live", action="store_true",
-        help="with --html: the first student's weights are in the page, and it writes there")
-    add("--gif", type=Path, metavar="FILE", help="the race as a moving picture")
-    add("--pace", type=number(float, 0, 60), metavar="X",
-        help="of --race: seconds in which a step of the fastest runner is shown; of --watch: the "
-             f"least for each step; 0 is the true speed (default: {PACE}, and of many steps "
-             f"less, so that they take {WATCH_SECONDS} s; where there is no terminal 0)")
-
-
-def pace_of(arguments, steps):
-    """Seconds that --watch shows each of so many steps for, at least."""
-    if arguments.pace is not None:
-        return arguments.pace
-    return min(PACE, WATCH_SECONDS / steps) if sys.stdout.isatty() else 0
-
-
-def is_asked_for(arguments):
-    return arguments.race is not None or bool(arguments.html or arguments.gif)
-
-
-def must_fit_together(arguments, parser):
-    """UserError for flags that a race would ignore."""
+        help="the first student's weights are in the page, and it writes there")
+    add("--gif", metavar="FILE", help="the race as a moving picture")
+    add("--pace", type=float, default=0.5,
+        help="of --race: seconds in which a step of the fastest runner is shown; 0 is the true "
+        "speed (default: 0.5)")
+    add("--seed", type=int, default=1, help="of the noise (default: 1)")
+    add("--out", default="out", help="folder of the checkpoints (default: out)")
+    add("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    arguments = parser.parse_args()
     if arguments.live and not arguments.html:
-        raise UserError("--live is a part of the page: name its file with --html")
-    if arguments.pace is not None and arguments.race is None and not arguments.watch:
-        raise UserError("--pace is for --race and --watch: leave it out, or add one of them")
-    if not is_asked_for(arguments):
-        return
-    for name in ONLY_ALONE:
-        if getattr(arguments, name) != parser.get_default(name):
-            raise UserError(
-                f"--{name.replace('_', '-')} has no meaning for a race: leave it out, or name "
-                "runners, such as --race dfm:1024 fsdfm:8"
-            )
+        stop("--live is a part of the page: name its file with --html")
     for path in filter(None, (arguments.html, arguments.gif)):
-        folder = path.parent
-        if path.is_dir() or not os.access(folder, os.W_OK):
-            raise UserError(f"{path} cannot be written: name a file in a folder of yours")
+        if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or "."):
+            stop(f"{path} cannot be written: name a file in a folder that is there")
+    return arguments
 
 
-def record_all(arguments, sampler):
-    """The runs that were asked for, {model: network}, and their tokenizer."""
-    from show.run import parse_runner, record
+def parse_runner(text):
+    """"dfm:1024" -> ("dfm", 1024). stop() if it is neither."""
+    name, _, steps = text.partition(":")
+    if name not in LABELS or not steps.isdecimal() or not 1 <= int(steps) <= 4096:
+        stop(f"{text} is no runner: write MODEL:STEPS, such as dfm:1024, with "
+             f"{', '.join(LABELS)} and 1 to 4,096 steps")
+    return name, int(steps)
 
-    runners = [parse_runner(text) for text in arguments.race or RUNNERS]
-    device = pick_device(arguments.device)
+
+def load_networks(names, out, device):
+    """({name: network}, the judge if there is one, the tokenizer of all)."""
     networks, tokenizer = {}, None
-    for model, _ in runners:
-        if model in networks:
-            continue
-        path = find_network(arguments.out, model)
-        networks[model], own = load_model(path, device)
+    judge_path = find_network(out, "judge")
+    for name in dict.fromkeys(names + ["judge"] * os.path.exists(judge_path)):
+        path = find_network(out, name)
+        networks[name], own = load_model(path, device)
+        if networks[name].sampler not in (generate, renoise):
+            stop(f"{path} writes in another way than by jumps or renoise: it cannot race")
         if tokenizer and own.description != tokenizer.description:
-            raise UserError(f"{path} has other tokens than the runners before it")
+            stop(f"{path} has other tokens than {find_network(out, names[0])}: it cannot race")
         tokenizer = own
-    masked = any(network.config.source == "mask" for network in networks.values())
-    if arguments.live and (masked or sampler.leave_one_out):
-        raise UserError("--live writes with the uniform source and the ordinary temperature alone")
-    judge, judge_path = None, find_network(arguments.out, "judge")
-    if versions(judge_path):
-        judge, own = load_model(judge_path, device)
-        if own.description != tokenizer.description:
-            judge = None
-    length = arguments.length or max(network.config.block_size for network in networks.values())
-    runs = []
-    with tqdm(total=sum(n for _, n in runners), desc="running", unit="step", leave=False) as bar:
-        for model, steps in runners:
-            runs.append(record(
-                model, networks[model], tokenizer, steps, arguments.seed, length, sampler, judge,
-                probabilities=bool(arguments.html), on_step=bar.update,
-            ))
-    return runs, networks, tokenizer
+    return networks, networks.pop("judge", None), tokenizer
 
 
-def run_show(arguments, sampler):
+def main():
     """Records the runs, and shows them in every way that was asked for."""
-    runs, networks, tokenizer = record_all(arguments, sampler)
-    config = next(iter(networks.values())).config
+    arguments = parse_arguments()
+    terminal = arguments.race is not None and on_terminal()
+    runners = [parse_runner(text) for text in arguments.race or RUNNERS]
+    names = [name for name, _ in runners]
+    networks, judge, tokenizer = load_networks(
+        names, arguments.out, pick_device(arguments.device)
+    )
+    with tqdm(total=sum(n for _, n in runners), desc="running", unit="step", leave=False) as bar:
+        runs = [record(name, networks[name], tokenizer, n, arguments.seed, judge, bar.update)
+                for name, n in runners]
     if arguments.html:
         from show.page import page_data, write_page
 
-        students = [run.model for run in runs if run.model != "dfm"]
-        name = (students or [runs[0].model])[0]
-        live = networks[name] if arguments.live else None
-        command = f"python sample.py {shlex.join(sys.argv[1:])}"
-        data = page_data(runs, tokenizer, command, live, LABELS[name])
-        write_page(arguments.html, data)
+        live = next((name for name in names if name != "dfm"), names[0])
+        command = f"python sample.py {shlex.join(sys.argv[1:])} (seed {arguments.seed})"
+        network = networks[live] if arguments.live else None
+        write_page(arguments.html, page_data(runs, tokenizer, command, network, LABELS[live]))
         print(f"{arguments.html}: open it in a browser")
     if arguments.gif:
         from show.picture import write_gif
 
-        write_gif(arguments.gif, runs, tokenizer, config.mask_id)
+        write_gif(arguments.gif, runs, tokenizer)
         print(arguments.gif)
     if arguments.race is not None:
-        from show.race import race
-
-        pace = PACE if arguments.pace is None else arguments.pace
-        race(runs, tokenizer, config.mask_id, pace)
+        race(runs, tokenizer, arguments.pace, terminal)

@@ -1,6 +1,6 @@
 // model.py in JavaScript: logits = network.logits(tokens, t, h) for one text, in float32.
 //
-// Weights come as int8, a row of a matrix with a scale of its own (common/quantize.py). Read
+// Weights come as int8, a row of a matrix with a scale of its own (page.py). Read
 // model.py first: the names are the same. Arrays are Float32Array, a matrix is row after row.
 
 "use strict";
@@ -8,7 +8,7 @@
 // ------------------------------------------------------------------------------------------------
 // weights
 
-// {name: Float32Array} from the page's base64, in the order of show/page.py.
+// {name: Float32Array} from the page's base64, in the order of page.py.
 function readWeights(packed) {
   const bytes = Uint8Array.from(atob(packed.weights), (c) => c.charCodeAt(0));
   const weights = {};
@@ -114,6 +114,7 @@ function softmax(values) {
 class Network {
   constructor(packed) {
     this.config = packed.config;
+    this.renoise = packed.renoise; // how it writes: sampler.js
     this.weights = readWeights(packed);
   }
 
@@ -158,16 +159,14 @@ class Network {
   }
 
   embed(tokens) {
-    const { dim: d, positions } = this.config;
+    const { dim: d, position_scale: scale } = this.config;
     const x = new Float32Array(tokens.length * d);
     const { cos, sin } = this.angles(tokens.length, d);
     const half = d / 2;
     tokens.forEach((token, i) => {
       for (let k = 0; k < d; k++) {
-        x[i * d + k] = this.weights["embedding.weight"][token * d + k];
-        if (positions === "sinusoidal") {
-          x[i * d + k] += 0.07 * (k < half ? sin[i * half + k] : cos[i * half + k - half]);
-        }
+        const wave = k < half ? sin[i * half + k] : cos[i * half + k - half];
+        x[i * d + k] = this.weights["embedding.weight"][token * d + k] + scale * wave;
       }
     });
     return x;

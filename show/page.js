@@ -58,7 +58,7 @@ function textEnd(tokens) {
 }
 
 function pieceOf(token) {
-  const piece = token < data.tokens.pieces.length ? data.tokens.pieces[token] : "_"; // MASK
+  const piece = data.tokens.pieces[token];
   return piece === data.tokens.pad ? "\u00b7" : piece;
 }
 
@@ -299,7 +299,7 @@ const KEYS = {
 };
 
 function start() {
-  element("command").textContent = `${data.command} (seed ${data.seed})`;
+  element("command").textContent = data.command;
   const names = data.runs.map((run) => `${run.label} in ${run.steps.toLocaleString("en")} steps`);
   element("intro").textContent = `${names.join(", ")}: from the same noise, a call of the `
     + "network in each step. All tokens are written at once.";

@@ -9,120 +9,110 @@ is flow.py, and live.js lets the viewer use them.
 """
 
 import base64
-import itertools
 import json
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import toy
-from common.files import write_text
-from common.quantize import quantize
+from data.stories import wrong_places
 from data.tokenizer import MARKS, PAD
+from flow import generate
+from show.run import LABELS
 
 FOLDER = Path(__file__).resolve().parent
-SCRIPTS = ("page.js",)
-LIVE_SCRIPTS = ("network.js", "sampler.js", "live.js")
-WORLD_STEPS = (1, 2, 4, 8, 16, 64)
-
-# ------------------------------------------------------------------------------------------------
-# the runs
-
+SCRIPTS = ["page.js"]
+LIVE_SCRIPTS = ["network.js", "sampler.js", "live.js"]
 
 def changes_of(run):
     """For each step a flat list [place, token, percent, ...] of the tokens that are another than
     before, or noise again, which has the percentage -1; else it is the network's probability."""
+    percents = np.where(run.is_noise[1:], -1, (100 * run.p).round()).astype(int)  # (n, L)
+    moved = (run.states[1:] != run.states[:-1]) | (run.is_noise[1:] != run.is_noise[:-1])
     steps = []
-    for k in range(1, run.steps + 1):
-        again = run.is_noise[k] & ~run.is_noise[k - 1]  # only renoise does that
-        came = ~run.is_noise[k] & run.is_noise[k - 1]
-        moved = (run.states[k] != run.states[k - 1]) | again | came
-        flat = []
-        for place in np.flatnonzero(moved).tolist():
-            percent = round(100 * float(run.probabilities[k - 1, place]))
-            percent = -1 if run.is_noise[k, place] else percent
-            flat += [place, int(run.states[k, place]), percent]
-        steps.append(flat)
+    for k in range(run.steps):
+        places = moved[k].nonzero()[0]
+        rows = np.stack([places, run.states[k + 1, places], percents[k, places]], axis=1)
+        steps.append(rows.flatten().tolist())
     return steps
 
 
 def run_data(run):
     return {
-        "label": run.label,
+        "label": LABELS[run.name],
         "steps": run.steps,
         "seconds": [round(value, 4) for value in run.seconds],
         "noise": run.states[0].tolist(),
         "changes": changes_of(run),
-        "wrong": sorted(run.wrong),
-        "mistakes": [f"word {m.position + 1}: {m.message}" for m in run.mistakes],
+        "wrong": sorted(wrong_places(run.mistakes or [])),
+        "mistakes": run.mistake_lines(),
         "verdict": run.verdict(),
     }
 
 
 def pieces_of(tokenizer):
     """The str of each token, and of words which of them stand without a blank before them."""
+    pieces = [tokenizer.pieces([i])[0] or PAD for i in range(tokenizer.vocab_size)]
     is_word = tokenizer.description["kind"] == "word"
-    pieces = [tokenizer.pieces([i])[0] for i in range(tokenizer.vocab_size)]
-    if is_word:
-        pieces = [word if word else PAD for word in pieces]
     return {"pieces": pieces, "pad": PAD, "words": is_word, "marks": MARKS}
-
-
-# ------------------------------------------------------------------------------------------------
-# the exact world
 
 
 def world_data():
     """The distribution of the texts of toy.py, and of what n steps have made of noise after each of
     them: exact, without a network."""
-    symbols = "ABCD"
-    texts = ["".join(pair) for pair in itertools.product(symbols, repeat=toy.L)]
+    texts = ["".join("ABCD"[token] for token in text) for text in toy.TEXTS]
     runs = {}
-    for n in WORLD_STEPS:
+    for n in toy.STEPS:
+        states = [np.full(len(texts), 1 / len(texts))]
         times = toy.time_grid(n, 2)
-        p = np.full(len(texts), 1 / len(texts))
-        states = [p]
-        for i in range(n):
-            step = times[i + 1] - times[i]
-            p = p @ toy.transition("uniform", times[i], step, last=i == n - 1)
-            states.append(p)
+        for t, after in zip(times, times[1:]):
+            p = toy.posterior("uniform", t)
+            step = toy.transition("uniform", p, t, after - t, last=after == 1)
+            states.append(states[-1] @ step)
         runs[n] = np.round(states, 4).tolist()
     return {"texts": texts, "truth": np.round(toy.TEXT.flatten(), 4).tolist(), "runs": runs}
 
 
-# ------------------------------------------------------------------------------------------------
-# the network of --live
+def quantize(weights):
+    """Weights in int8, a quarter of the bytes of float32. Every row of a matrix has a scale of its
+    own, and its numbers are whole multiples of it:
+
+        W[i, j] is about int8[i, j] scale[i]       scale[i] = max_j |W[i, j]| / 127
+
+    {name: tensor} -> {name: {"int8": (m, n) int8, "scale": (m, 1) float32}}, or the float32 tensor
+    where it is a vector (biases, norms). sample.network_of reads them.
+    """
+    quantized = {}
+    for name, tensor in weights.items():
+        tensor = tensor.detach().float().cpu()
+        if tensor.ndim == 2:
+            scale = tensor.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127  # (m, 1)
+            tensor = {"int8": (tensor / scale).round().to(torch.int8), "scale": scale}
+        quantized[name] = tensor
+    return quantized
 
 
 def network_data(model):
-    """Config and weights: matrices as int8 and a float32 scale for each row, vectors as float32,
-    one after the other, in base64."""
+    """Config, sampler and weights: matrices as int8 and scales, vectors as float32, one after the
+    other, in base64."""
     tensors, parts = [], []
     for name, value in quantize(model.state_dict()).items():
-        if isinstance(value, dict):
-            tensors.append({"name": name, "shape": list(value["int8"].shape)})
-            parts += [value["int8"].numpy().tobytes(), value["scale"].numpy().tobytes()]
-        else:
-            tensors.append({"name": name, "shape": list(value.shape)})
-            parts.append(value.numpy().tobytes())
-    config = {name: getattr(model.config, name) for name in (
-        "vocab_size", "block_size", "n_layer", "n_head", "dim", "exponent", "step_aware",
-        "time_scale", "positions", "update", "shared_noise",
-    )}
-    weights = base64.b64encode(b"".join(parts)).decode()
-    return {"config": config, "tensors": tensors, "weights": weights}
-
-
-# ------------------------------------------------------------------------------------------------
-# the page
+        arrays = list(value.values()) if isinstance(value, dict) else [value]
+        tensors.append({"name": name, "shape": list(arrays[0].shape)})
+        parts += [array.numpy().tobytes() for array in arrays]
+    return {
+        "config": vars(model.config),
+        "renoise": model.sampler is not generate,
+        "tensors": tensors,
+        "weights": base64.b64encode(b"".join(parts)).decode(),
+    }
 
 
 def page_data(runs, tokenizer, command, live=None, label=""):
-    """All that the page knows. The runs have been recorded with their probabilities; `live` is the
-    network that runs in the browser."""
+    """All that the page knows. `live` is the network that runs in the browser."""
     data = {
         "command": command,
-        "seed": runs[0].seed,
         "tokens": pieces_of(tokenizer),
         "runs": [run_data(run) for run in runs],
         "world": world_data(),
@@ -134,9 +124,9 @@ def page_data(runs, tokenizer, command, live=None, label=""):
 
 def write_page(path, data):
     """Writes the page: page.html with the scripts and the data in it."""
-    names = SCRIPTS + (LIVE_SCRIPTS if "network" in data else ())
+    names = SCRIPTS + (LIVE_SCRIPTS if "network" in data else [])
     scripts = "\n".join((FOLDER / name).read_text("utf-8") for name in names)
     html = (FOLDER / "page.html").read_text("utf-8")
     text = json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
     html = html.replace("/* SCRIPTS */", scripts).replace("/* DATA */", text)
-    write_text(path, html)
+    Path(path).write_text(html, "utf-8")

@@ -4,7 +4,7 @@
     statuses   what happened to each token by a step: one of STATUSES
 
 The network runs first and is shown afterwards, so that drawing does not slow it. Runs of one seed
-start from the same noise x_0, and end in the text that `sample.py` prints for that seed.
+start from the same noise x_0, and end in the text that sample.py prints for that seed.
 """
 
 import time
@@ -13,13 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from common.checkpoint import LABELS
-from common.command import UserError
-from common.device import autocast
-from common.judge import long_token_nll
+from config.command import autocast
 from data.stories import can_check, parse, wrong_places
-from flow import Sampler, kappa, sample_source, text_logits, time_grid, trajectory
+from flow import generate, kappa, time_grid
+from model import next_token_nll
 
+LABELS = {"dfm": "DFM", "fsdfm": "FS-DFM", "dmd": "distribution matching"}
 STATUSES = {  # of a token, and what it means
     "noise": "noise",
     "new": "new: just drawn",
@@ -27,31 +26,25 @@ STATUSES = {  # of a token, and what it means
     "settled": "settled",
     "wrong": "wrong in the finished story",
 }
-MOST_STEPS = 4096
 
 
 @dataclass
 class Run:
-    """States are (n + 1, L) token ids, the noise first; seconds (n + 1,) since the start."""
-
-    model: str
-    seed: int
-    states: np.ndarray
-    seconds: list[float]
+    name: str  # one of LABELS
+    states: np.ndarray  # (n + 1, L) token ids, the noise first
+    seconds: list  # n + 1, since the start
     is_noise: np.ndarray  # (n + 1, L) bool
-    probabilities: np.ndarray | None  # (n, L): the network's, of the token after each step
-    mistakes: list  # of a story (data/stories.py); [] of other text
-    wrong: set[int]  # places of wrong tokens in the finished story
-    is_story: bool
-    perplexity: float | None  # the judge's, where there is one
-
-    @property
-    def label(self):
-        return LABELS[self.model]
+    p: np.ndarray  # (n, L): the posterior's probability of each token, before the step that drew it
+    mistakes: list | None = None  # of a story (data/stories.py), None for another text
+    perplexity: float | None = None  # the judge's, where there is one
 
     @property
     def steps(self):
         return len(self.states) - 1
+
+    @property
+    def title(self):
+        return f"{LABELS[self.name]}, {self.steps:,} step{'s' * (self.steps > 1)}"
 
     def step_at(self, seconds):
         """The number of steps that are finished after so many seconds."""
@@ -59,126 +52,77 @@ class Run:
 
     def verdict(self):
         """What is known of the finished text, in a few words."""
-        words = []
-        if self.is_story:
+        words = [] if self.perplexity is None else [f"perplexity {self.perplexity:.3g}"]
+        if self.mistakes is not None:
             n = len(self.mistakes)
-            words.append(f"{n} mistake{'s' * (n != 1)}" if n else "right")
-        if self.perplexity is not None:
-            words.append(f"perplexity {self.perplexity:.3g}")
+            words.insert(0, f"{n} mistake{'s' * (n > 1)}" if n else "right")
         return ", ".join(words)
 
-
-def parse_runner(text):
-    """"dfm:1024" -> ("dfm", 1024). UserError if it is neither."""
-    model, _, steps = text.partition(":")
-    fits = model in LABELS and steps.isdecimal() and 1 <= int(steps[:9]) <= MOST_STEPS
-    if not fits:
-        raise UserError(
-            f"{text} is no runner: write MODEL:STEPS, such as dfm:1024, with "
-            f"{', '.join(LABELS)} and 1 to {MOST_STEPS:,} steps"
-        )
-    return model, int(steps)
+    def mistake_lines(self):
+        return [f"word {m.position + 1}: {m.message}" for m in self.mistakes or []]
 
 
-# ------------------------------------------------------------------------------------------------
-# recording
-
-
-def timed_states(model, steps, seed, length, sampler, on_step):
-    """States (n + 1, L) of one text, and the seconds after each. on_step() is called after each."""
-    device = next(model.parameters()).device
+def run_once(model, steps, seed, count=lambda: None):
+    """One text on the CPU: states (n + 1, L), the seconds after each, and the posterior's
+    probability, at each step, of the token that stands there after it, (n, L)."""
+    config, device = model.config, model.embedding.weight.device
     torch.manual_seed(seed)
-    x_0 = sample_source((1, length), model.config, device)
-    states, seconds = [x_0], [0.0]
+    x_0 = torch.randint(config.vocab_size, (1, config.block_size), device=device)
+    states, seconds, p, logits = [x_0.cpu()], [0.0], [], None
+    began = time.perf_counter()
+
+    def network(x_t, t, h):
+        nonlocal logits
+        logits = model(x_t, t, h)  # (1, L, V)
+        return logits
+
+    def on_step(x):
+        states.append(x.cpu())  # the clock waits for the device
+        seconds.append(time.perf_counter() - began)
+        p.append(logits.float().softmax(-1).gather(-1, x[..., None]).squeeze(-1).cpu())
+        count()
+
     with autocast(device):
-        began = time.perf_counter()
-        for x_t in trajectory(model, x_0, steps, sampler):
-            x_t.cpu()  # the clock waits for the device
-            states.append(x_t)
-            seconds.append(time.perf_counter() - began)
-            on_step()
-    return torch.cat(states), seconds
+        model.sampler(network, x_0, steps, on_step=on_step)
+    return torch.cat(states), seconds, torch.cat(p)
+
+
+def find_noise(states, p, sampler, vocab_size):
+    """(n + 1, L) bool: which tokens are still noise. A jump leaves noise where it is. Renoise draws
+    it afresh: then a token is noise if that is likelier than text, by Bayes' rule."""
+    if sampler is generate:
+        is_text = (states[1:] != states[:-1]).cumsum(0) > 0  # (n, L)
+        is_text[-1] = True  # the last step draws every token
+    else:
+        k = kappa(torch.tensor(time_grid(len(p))[1:]))[:, None]  # (n, 1)
+        is_text = k * p >= (1 - k) / vocab_size
+    return torch.cat([torch.ones_like(states[:1], dtype=torch.bool), ~is_text])
 
 
 @torch.no_grad()
-def token_probabilities(model, states, sampler):
-    """The posterior's probability, at each step, of the token that stands there after it: (n, L),
-    for states (n + 1, L)."""
-    times = torch.tensor(time_grid(len(states) - 1, sampler.grid_power), device=states.device)
-    parts = []
-    for x_t, x_next, t, h in zip(  # some steps at a time
-        states[:-1].split(64), states[1:].split(64), times[:-1].split(64), times.diff().split(64)
-    ):
-        with autocast(states.device):
-            logits = text_logits(model(x_t, t, h), model.config)  # (B, L, V)
-        p = logits.softmax(-1)
-        known = x_next.clamp(max=p.shape[-1] - 1)  # MASK has no probability
-        parts.append(p.gather(-1, known[..., None]).squeeze(-1) * (x_next == known))
-    return torch.cat(parts)
-
-
-def noise_of_renoise(probabilities, sampler, config):
-    """(n, L) bool: tokens of a renoise step that are more likely noise than text, by Bayes' rule.
-    The last step has none."""
-    k = torch.tensor(time_grid(len(probabilities), sampler.grid_power)[1:])[:, None]
-    k = kappa(k, config.exponent).to(probabilities.device)  # (n, 1)
-    return k * probabilities < (1 - k) / config.vocab_size
-
-
-def find_noise(states, probabilities, sampler, config):
-    """(n + 1, L) bool: which tokens are still noise. A jump leaves noise where it is; renoise
-    draws it afresh."""
-    if config.source == "mask":
-        return states == config.mask_id
-    first = torch.ones_like(states[:1], dtype=torch.bool)
-    if sampler.update == "renoise":
-        return torch.cat([first, noise_of_renoise(probabilities, sampler, config)])
-    moved = (states[1:] != states[:-1]).cumsum(0) > 0  # (n, L)
-    moved[-1] = True  # the last step draws every token
-    return torch.cat([first, ~moved])
-
-
-def record(name, model, tokenizer, steps, seed, length, sampler=Sampler(), judge=None,
-           probabilities=False, on_step=lambda: None):
-    """The Run of one text of `length` tokens in `steps` steps, with the posterior's probabilities
-    if they are asked for."""
-    sampler = sampler.for_network(model.config)
-    timed_states(model, 1, seed, length, sampler, lambda: None)  # warm-up
-    states, seconds = timed_states(model, steps, seed, length, sampler, on_step)  # (n + 1, L)
-    p = None
-    if probabilities or sampler.update == "renoise":
-        p = token_probabilities(model, states, sampler)
-    noise = find_noise(states, p, sampler, model.config)
-    is_story = can_check(tokenizer)
-    mistakes = parse(tokenizer.decode(states[-1].tolist())).mistakes if is_story else []
-    perplexity = None
+def record(name, model, tokenizer, steps, seed, judge=None, count=lambda: None):
+    """The Run of one text. count() is called after each step."""
+    run_once(model, 1, seed)  # warm-up
+    states, seconds, p = run_once(model, steps, seed, count)
+    is_noise = find_noise(states, p, model.sampler, model.config.vocab_size)
+    mistakes = perplexity = None
+    if can_check(tokenizer):
+        mistakes = parse(tokenizer.decode(states[-1].tolist())).mistakes
     if judge is not None:
-        perplexity = long_token_nll(judge, states[-1:]).mean().exp().item()
-    return Run(
-        name, seed, states.cpu().numpy(), seconds, noise.cpu().numpy(),
-        p.float().cpu().numpy() if probabilities else None, mistakes, wrong_places(mistakes),
-        is_story, perplexity,
-    )
-
-
-# ------------------------------------------------------------------------------------------------
-# what happened to each token
+        device = judge.embedding.weight.device
+        with autocast(device):
+            perplexity = next_token_nll(judge, states[-1:].to(device)).mean().exp().item()
+    return Run(name, states.numpy(), seconds, is_noise.numpy(), p.numpy(), mistakes, perplexity)
 
 
 def statuses(run, step):
     """The status of each token after `step` steps, a list of L names of STATUSES."""
-    if step == 0:
-        return ["noise"] * run.states.shape[1]
-    now, before = run.states[step], run.states[step - 1]
-    result = []
-    for i in range(len(now)):
-        if run.is_noise[step, i]:
-            status = "noise"
-        elif step == run.steps and i in run.wrong:
-            status = "wrong"
-        elif now[i] == before[i] and not run.is_noise[step - 1, i]:
-            status = "settled"
-        else:
-            status = "new" if run.is_noise[:step, i].all() else "changed"
-        result.append(status)
-    return result
+    now, noise = run.states[step], run.is_noise
+    stays = (now == run.states[max(0, step - 1)]) & ~noise[max(0, step - 1)]
+    drawn_before = ~noise[:step].all(0)
+    result = np.where(drawn_before, "changed", "new").astype(object)
+    result[stays] = "settled"
+    if step == run.steps:
+        result[sorted(wrong_places(run.mistakes or []))] = "wrong"
+    result[noise[step]] = "noise"
+    return result.tolist()

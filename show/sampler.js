@@ -1,4 +1,4 @@
-// flow.py in JavaScript: from noise to text, for one text and the uniform source.
+// flow.py in JavaScript: from noise to text, for one text.
 //
 // `steps` yields {step, tokens, noise, percent, seconds} after each step: what has been drawn,
 // which tokens are still noise, and how probable the network found each token that stands there.
@@ -16,23 +16,18 @@ function randomNumbers(seed) {
   };
 }
 
-const kappa = (t, exponent) => t ** exponent;
+const kappa = (t) => t;
 const gridTime = (i, n) => 1 - (1 - i / n) ** 2; // power 2: the steps shrink towards the end
 
 // The probability that a token with p(x_t) = 0 is still there after the step.
-function survival(t, h, exponent) {
-  return Math.max(1 - kappa(t + h, exponent), 1e-8) / (1 - kappa(t, exponent));
+function survival(t, h) {
+  return Math.max(1 - kappa(t + h), 1e-8) / (1 - kappa(t));
 }
 
-// argmax_v p(v) / E_v is a draw from p; with the same E for all tokens, they draw alike.
-function drawRace(p, race) {
-  let best = 0;
-  for (let v = 1; v < p.length; v++) if (p[v] / race[v] > p[best] / race[best]) best = v;
-  return best;
-}
-
-function exponentials(count, random) {
-  return Float64Array.from({ length: count }, () => -Math.log(random()));
+// A token drawn from p, which need not sum to 1.
+function drawFrom(p, random) {
+  let left = random() * p.reduce((a, b) => a + b, 0);
+  return Math.max(0, p.findIndex((value) => (left -= value) < 0)); // 0: all of p is rounded to 0
 }
 
 class WebSampler {
@@ -55,39 +50,35 @@ class WebSampler {
   }
 
   // A token jumps with probability 1 - S ** (1 - p(x_t)), to another one; the last step draws all.
-  jump(p, t, h, last, race) {
-    const S = survival(t, h, this.network.config.exponent);
+  jump(p, t, h, last) {
+    const S = survival(t, h);
     this.tokens = this.tokens.map((token, i) => {
       const jumps = last || this.random() < 1 - S ** Math.max(0, 1 - p[i][token]);
       if (!jumps) return token;
       this.noise[i] = false;
       const others = last ? p[i] : p[i].map((value, v) => (v === token ? 0 : value));
-      return drawRace(others, race());
+      return drawFrom(others, this.random);
     });
   }
 
   // Draws all of x_1 and noises it afresh to t + h.
-  renoise(p, t, h, last, race) {
-    const { vocab_size: V, exponent } = this.network.config;
-    const share = last ? 1 : kappa(t + h, exponent);
+  renoise(p, t, h, last) {
+    const V = this.network.config.vocab_size;
+    const share = last ? 1 : kappa(t + h);
     this.tokens = this.tokens.map((_, i) => {
-      const text = drawRace(p[i], race());
+      const text = drawFrom(p[i], this.random);
       this.noise[i] = this.random() >= share;
       return this.noise[i] ? Math.floor(this.random() * V) : text;
     });
   }
 
   * steps(n) {
-    const { vocab_size: V, update, shared_noise: shared } = this.network.config;
     for (let i = 0; i < n; i++) {
       const began = performance.now();
       const t = gridTime(i, n);
       const h = gridTime(i + 1, n) - t;
       const p = this.posterior(t, h);
-      const one = exponentials(V, this.random);
-      const race = shared ? () => one : () => exponentials(V, this.random);
-      const move = update === "renoise" ? this.renoise : this.jump;
-      move.call(this, p, t, h, i === n - 1, race);
+      this[this.network.renoise ? "renoise" : "jump"](p, t, h, i === n - 1);
       const percent = this.tokens.map((token, k) => Math.round(100 * p[k][token]));
       const seconds = (performance.now() - began) / 1000;
       yield { step: i + 1, tokens: [...this.tokens], noise: [...this.noise], percent, seconds };

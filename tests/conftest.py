@@ -5,7 +5,7 @@ import pytest
 import torch
 
 TESTS = Path(__file__).parent
-sys.path[:0] = [str(folder) for folder in (TESTS.parent, TESTS, TESTS / "robustness")]
+sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
 torch.set_num_threads(1)  # tensors are small here, and threads that wait for one another are slow
 

@@ -11,244 +11,170 @@ over all jumps, from h = 1/16 up to h = 1. Total variation from the texts, unifo
     steps                                         1       2       4       8       16
     DFM, the exact posterior                      0.561   0.379   0.199   0.087   0.032
     student, exact mean of the targets            0.466   0.313   0.150   0.053   0.032
-    student, inner jumps as published             0.57    0.57    0.56    0.60    0.03
+    student, if the teacher ignored `last`        0.57    0.57    0.56    0.60    0.03
 
-Even one step gains. The DFM's prediction at t = 0 does not depend on the noise x_0, and its one
-step draws the product of marginals. The teacher's jumps start from x_0, so its target depends on
-x_0, and so does the student's prediction. Given x_0 the two tokens are still independent, but over
-all x_0 they are not: the noise is a hidden variable that they share.
-
-Under the mask source x_0 is always (MASK, MASK), and one step can only draw independent tokens. The
-teacher's mean target is then nearly the posterior, and nothing is gained or lost.
+Even one step gains. The DFM's prediction at t = 0 does not depend on the noise x_0. The teacher's
+jumps start from x_0, so the student's prediction depends on it. Given x_0 the two tokens are still
+independent, but over all x_0 they are not: the noise is a hidden variable that they share. Under
+the mask source x_0 is always (MASK, MASK), and nothing is gained or lost.
 """
 
 import copy
-from types import SimpleNamespace
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 
 import distill
-import toy
-from exact import world_config, write
-from flow import sample_source
-from toy import TEXT, TEXTS, L, V, n_tokens, sampled_distribution, softmax, states
+from exact import ONCE_IN_10_000, chi_square, count_texts
+from flow import generate
+from model import Config
+from toy import TEXT, TEXTS, L, V, n_tokens, posterior, sampled_distribution, softmax, states
 from toy import total_variation, transition
 
 FINEST = 16  # steps of 1/16 have the data loss, larger ones the teacher; t is a multiple of 1/16
 SIZES = 5  # h = 1, 1/2, 1/4, 1/8, 1/16
 STEPS = (1, 2, 4, 8)  # of the samplers
-
-# ------------------------------------------------------------------------------------------------
-# the student
+ROW = FINEST  # texts in a row of the batch: distillation_loss takes 2/L, L = 32, as the finest step
 
 
 def log_posterior(source, t):
     """(states, L, V). At t = 1 the least probabilities are 0, and the network's logits finite."""
-    return np.log(toy.posterior(source, t) + 1e-12)
+    return np.log(posterior(source, t) + 1e-12)
 
 
 class TableStudent(torch.nn.Module):
-    """logits = ln of the exact posterior + a learned correction, for every (h, t, state)."""
+    """logits = ln of the exact posterior + a learned correction, for every (h, t, state). It reads
+    rows (B, 2 n) of n texts."""
 
-    def __init__(self, source):
+    def __init__(self):
         super().__init__()
-        self.config = world_config(source)
-        log_p = np.stack([log_posterior(source, i / FINEST) for i in range(FINEST + 1)])
+        self.config = Config(vocab_size=V, block_size=L * ROW)
+        log_p = np.stack([log_posterior("uniform", i / FINEST) for i in range(FINEST + 1)])
         self.register_buffer("log_p", torch.from_numpy(log_p).float())  # (times, states, L, V)
         self.correction = torch.nn.Embedding(SIZES * self.log_p[..., 0, 0].numel(), L * V)
         torch.nn.init.zeros_(self.correction.weight)
 
     def forward(self, x_t, t, h):
-        state = x_t[:, 0] * self.config.n_tokens + x_t[:, 1]  # (B,)
-        time = (t * FINEST).round().long()
-        size = -h.log2().round().long()
+        pairs = x_t.view(len(x_t), -1, L)  # (B, n, 2)
+        state = pairs[..., 0] * V + pairs[..., 1]  # (B, n)
+        time = (t * FINEST).round().long()[:, None]
+        size = -h.log2().round().long()[:, None]
         row = (size * self.log_p.shape[0] + time) * self.log_p.shape[1] + state
-        logits = self.log_p[time, state] + self.correction(row).view(-1, L, V)
-        mask_logit = torch.zeros(len(x_t), L, self.config.n_tokens - V)
-        return torch.cat([logits, mask_logit], dim=-1)
+        logits = self.log_p[time, state].flatten(-2) + self.correction(row)  # (B, n, L V)
+        return logits.view(*x_t.shape, V)
 
     @torch.no_grad()
     def predict(self, n, t):
         """The posterior at the step from t to t + 1/n for every state, (states, L, V)."""
-        x_t = torch.tensor(states(self.config.source))
-        times = torch.full((len(x_t),), t)
-        logits = self(x_t, times, torch.full_like(times, 1 / n))
-        return softmax(logits[..., :V].double().numpy())
-
-
-def train_student(source, last_jump, iterations):
-    """The EMA of a student. Plain SGD on many small batches: the noise of a teacher's logits would
-    sharpen its targets, and Adam's steps would be biased where tokens are rare."""
-    settings = SimpleNamespace(
-        step_weights="uniform", data_steps=FINEST, training_grid="dyadic", loss_weight_max=2.0,
-        teacher="rk4", mean="logits", update="cumulative", teacher_last_jump=last_jump,
-    )
-    student = TableStudent(source)
-    ema = copy.deepcopy(student).requires_grad_(False)
-    optimizer = torch.optim.SGD(student.parameters(), lr=100.0)  # 0.05 a token of a batch of 2,048
-    texts, p = torch.tensor(TEXTS), torch.from_numpy(TEXT.flatten())
-    for iteration in range(iterations):
-        optimizer.param_groups[0]["lr"] = 100.0 * min(1.0, 2 * (1 - iteration / iterations))
-        x_1 = texts[torch.multinomial(p, 1024, replacement=True)]
-        optimizer.zero_grad()
-        distill.distillation_loss(student, ema, x_1, settings).backward()
-        optimizer.step()
-        distill.update_ema(ema, student, 0.95)
-    return ema
+        x_t = torch.tensor(states("uniform")).view(1, -1)
+        logits = self(x_t, torch.tensor([t]), torch.tensor([1 / n]))
+        return softmax(logits.view(-1, L, V).double().numpy())
 
 
 @pytest.fixture(scope="module")
-def trained():
-    """{(source, last_jump): student}, each trained from the same seed."""
-    students = {}
+def student():
+    """The EMA of a student. Plain SGD on many small batches: the noise of a teacher's logits would
+    sharpen its targets, and Adam's steps would be biased where tokens are rare."""
+    torch.manual_seed(0)
+    student = TableStudent()
+    ema = copy.deepcopy(student).requires_grad_(False)
+    optimizer = torch.optim.SGD(student.parameters(), lr=100.0)  # 0.05 a token of a batch of 2,048
+    texts, p, updates = torch.tensor(TEXTS), torch.from_numpy(TEXT.flatten()), 600
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distill, "FINEST", FINEST)
-        patch.setitem(distill.STEP_WEIGHTS, "uniform", [1] * SIZES)
-        for source, last_jump, iterations in [
-            ("uniform", "posterior", 600), ("uniform", "published", 300), ("mask", "posterior", 300)
-        ]:
-            torch.manual_seed(0)
-            students[source, last_jump] = train_student(source, last_jump, iterations)
-    return students
+        patch.setattr(distill, "SHARES", torch.ones(SIZES))
+        for update in range(updates):
+            optimizer.param_groups[0]["lr"] = 100.0 * min(1.0, 2 * (1 - update / updates))
+            x_1 = texts[torch.multinomial(p, 1024, replacement=True)].view(-1, L * ROW)
+            optimizer.zero_grad()
+            distill.distillation_loss(student, ema, x_1, largest_weight=2.0).backward()
+            optimizer.step()
+            for average, weight in zip(ema.parameters(), student.parameters()):
+                average.lerp_(weight.detach(), 0.05)
+    return ema
 
 
-# ------------------------------------------------------------------------------------------------
-# the distribution of its sampler
-
-
-def step_matrix(source, p, t, h, last):
-    """toy.transition for a given p (states, L, V) instead of the exact posterior."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toy, "posterior", lambda *_: p)
-        return transition(source, t, h, last)
-
-
-def few_steps(predict, source, n):
+def few_steps(predict, n, source="uniform"):
     """The distribution of the texts after n uniform steps, (V, V), for the predict(n, t) of a
     TableStudent or of MeanTargets."""
     size = n_tokens(source)
     p_state = np.full(16, 1 / 16) if source == "uniform" else np.eye(25)[-1]
     for i in range(n):
-        p = predict(n, i / n)
-        p_state = p_state @ step_matrix(source, p, i / n, 1 / n, last=i == n - 1)
+        p_state = p_state @ transition(source, predict(n, i / n), i / n, 1 / n, last=i == n - 1)
     return p_state.reshape(size, size)[:V, :V]
 
 
 class MeanTargets:
-    """What an ideal student becomes: its prediction at (t, h) is the mean of the RK-4 targets over
-    all jumps of a teacher that is ideal at h/2; at h = 1/16 it is the exact posterior."""
+    """What an ideal student becomes: its prediction at (t, h) is the mean of the targets over all
+    jumps of a teacher that is ideal at h/2; at h = 1/16 it is the exact posterior."""
 
-    def __init__(self, last_jump):
-        self.last_jump = last_jump
-        self.known = {}
+    def __init__(self, source="uniform", last_is_set=True):
+        self.source, self.last_is_set = source, last_is_set
 
+    @cache
     def predict(self, n, t):
-        """(states, L, V), uniform source."""
+        """(states, L, V)."""
         if n == FINEST or t == 1:
-            return softmax(log_posterior("uniform", t))
-        if (n, t) not in self.known:
-            self.known[n, t] = self.mean_target(n, t)
-        return self.known[n, t]
-
-    def mean_target(self, n, t):
+            return softmax(log_posterior(self.source, t))
         half = 0.5 / n
         now, middle, end = (self.predict(2 * n, t + i * half) for i in range(3))
-        ends = self.last_jump == "posterior" and t + 1 / n == 1
-        to_a = step_matrix("uniform", now, t, half, last=False)
-        to_b = step_matrix("uniform", middle, t + half, half, ends)
+        last = self.last_is_set and t + 1 / n == 1
+        to_a = transition(self.source, now, t, half, last=False)
+        to_b = transition(self.source, middle, t + half, half, last)
         l1, l2, l4 = (np.log(p) for p in (now, middle, end))
         two = l2[:, None, None] * 2 + l2[None, :, None] * 2 + l4  # (a, b, c, L, V)
         weights = to_b[:, :, None] * to_b  # (a, b, c): P(b | a) P(c | b)
-        mean = [
-            np.einsum("a,abc,abclv->lv", to_a[x], weights, softmax((l1[x] + two) / 6))
-            for x in range(len(l1))
-        ]
-        return np.stack(mean)
+        return np.stack([np.einsum("a,abc,abclv->lv", to, weights, softmax((l + two) / 6))
+                         for to, l in zip(to_a, l1)])
 
 
-def errors_of(predict, source="uniform"):
+def errors_of(predict):
     """Total variation from the true texts after each number of STEPS."""
-    return np.array([total_variation(few_steps(predict, source, n), TEXT) for n in STEPS])
+    return np.array([total_variation(few_steps(predict, n), TEXT) for n in STEPS])
 
 
-def dfm_errors(source="uniform"):
-    """The same for the exact posterior."""
-    return np.array([total_variation(sampled_distribution(source, n), TEXT) for n in STEPS])
+DFM = np.array([total_variation(sampled_distribution("uniform", n), TEXT) for n in STEPS])
 
 
-# ------------------------------------------------------------------------------------------------
-# what it is worth
-
-
-@pytest.mark.parametrize(
-    "row, errors, tolerance",
-    [
-        ("DFM", dfm_errors(), 5.1e-4),
-        ("student, exact", errors_of(MeanTargets("posterior").predict), 5.1e-4),
-        ("student, inner", errors_of(MeanTargets("published").predict), 5.1e-3),
-    ],
-    ids=["dfm", "student", "published"],
-)
-def test_the_table_of_the_docstring(row, errors, tolerance):
-    line = next(line for line in __doc__.splitlines() if line.strip().startswith(row))
-    found = [float(number) for number in line.split()[-5:-1]]
-    assert found == pytest.approx(list(errors), abs=tolerance)
-
-
-def test_distillation_helps(trained):
+def test_distillation_helps(student):
     """At 1, 2, 4 and 8 steps the student is closer to the texts than the exact posterior is, by
     most of what the mean targets promise: 0.095, 0.066, 0.049 and 0.034."""
-    gain = dfm_errors() - errors_of(trained["uniform", "posterior"].predict)
+    gain = DFM - errors_of(student.predict)
     assert (gain > [0.06, 0.04, 0.03, 0.02]).all()
+    texts = few_steps(student.predict, 1)  # tokens agree: the noise is a hidden variable
+    assert total_variation(texts, np.outer(texts.sum(1), texts.sum(0))) > 0.03
 
 
-def test_the_student_becomes_the_mean_of_its_targets(trained):
-    """Training is random, and its error at every number of steps stays below 0.02."""
-    errors = errors_of(trained["uniform", "posterior"].predict)
-    assert errors == pytest.approx(errors_of(MeanTargets("posterior").predict), abs=0.02)
-
-
-def test_the_finest_step_stays_the_posterior(trained):
-    """It has the data loss, and nothing to gain."""
-    texts = few_steps(trained["uniform", "posterior"].predict, "uniform", FINEST)
-    assert total_variation(texts, sampled_distribution("uniform", FINEST)) < 0.02
-
-
-def dependence(texts):
-    """Total variation of texts (V, V) from independent tokens with the same marginals."""
-    return total_variation(texts, np.outer(texts.sum(1), texts.sum(0)))
-
-
-def test_the_noise_is_a_hidden_variable(trained):
-    """One step of the DFM draws two independent tokens, and one step of the student does not.
-    Under the mask source, where x_0 is always the same, the student's are independent, too."""
-    uniform, mask = trained["uniform", "posterior"], trained["mask", "posterior"]
-    assert dependence(sampled_distribution("uniform", 1)) < 1e-9
-    assert dependence(few_steps(uniform.predict, "uniform", 1)) > 0.03
-    assert dependence(few_steps(mask.predict, "mask", 1)) < 1e-9
-
-
-def test_inner_jumps_as_published_hurt_here(trained):
-    """A jump of the teacher to t + h = 1 that is no last step expels tokens which are right, and
-    the calls after it see those states. Few steps are then worse than the DFM's."""
-    loss = errors_of(trained["uniform", "published"].predict) - dfm_errors()
-    assert (loss[1:3] > 0.1).all()  # 2 and 4 steps
-
-
-def test_under_the_mask_source_nothing_changes(trained):
-    errors = errors_of(trained["mask", "posterior"].predict, "mask")
-    assert errors == pytest.approx(dfm_errors("mask"), abs=0.015)
+def test_the_student_becomes_the_mean_of_its_targets(student):
+    """Training is random, and its error at every number of steps stays below 0.02. The finest has
+    the data loss, and stays the posterior."""
+    ideal, finest = MeanTargets().predict, sampled_distribution("uniform", FINEST)
+    assert errors_of(student.predict) == pytest.approx(errors_of(ideal), abs=0.02)
+    assert np.abs(student.predict(1, 0.0) - ideal(1, 0.0)).mean() < 0.03
+    assert total_variation(few_steps(student.predict, FINEST), finest) < 0.02
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
-def test_the_real_sampler_draws_from_the_students_texts(trained, steps):
+def test_the_real_sampler_draws_from_the_students_texts(student, steps):
     """flow.generate with the table as its network, against the matrices."""
-    n, student = 50_000, trained["uniform", "posterior"]
-    x_0 = sample_source((n, L), student.config)
-    x_1 = torch.cat([write(student, part, steps) for part in x_0.split(2500)])
-    counts = np.bincount(x_1[:, 0] * V + x_1[:, 1], minlength=V**L)
-    expected = n * few_steps(student.predict, "uniform", steps).flatten()
-    chi_square = ((counts - expected) ** 2 / expected).sum()
-    assert chi_square < 44.3  # 15 degrees of freedom: exceeded by chance once in 10,000
+    n = 50_000
+    counts = count_texts(student, generate, steps, n, power=1.0)
+    assert chi_square(counts, n * few_steps(student.predict, steps).flatten()) < ONCE_IN_10_000[15]
+
+
+def test_under_the_mask_source_nothing_changes():
+    ideal = MeanTargets("mask")
+    for n in STEPS:
+        texts = few_steps(ideal.predict, n, "mask")
+        assert total_variation(texts, sampled_distribution("mask", n)) < 0.005
+
+
+def test_the_table_of_the_docstring():
+    ideal, ignored = MeanTargets().predict, MeanTargets(last_is_set=False).predict
+    for start, errors in {"DFM": DFM, "student, exact": errors_of(ideal)}.items():
+        line = next(line for line in __doc__.splitlines() if line.strip().startswith(start))
+        assert [f"{error:.3f}" for error in errors] == line.split()[-5:-1]
+    line = next(line for line in __doc__.splitlines() if "ignored" in line)
+    assert [f"{error:.2f}" for error in errors_of(ignored)] == line.split()[-5:-1]

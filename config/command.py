@@ -1,0 +1,169 @@
+"""What the commands share: settings from the command line, the device, one-line errors.
+
+Plumbing, to be skipped on a first reading. Importing it (before torch) makes an error that a user
+can repair one line instead of a traceback, with exit status 2, and Ctrl-C a quiet end.
+"""
+
+import ast
+import difflib
+import errno
+import importlib
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def stop(message):
+    """Ends the command: one line that says what is wrong and what to do, exit status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def explain(kind, error):
+    """The line for an error that is expected now and then; None for one that is a bug of ours."""
+    text = (str(error).strip() or kind.__name__).splitlines()[0]
+    if kind.__name__ == "OutOfMemoryError" or "allocate memory" in text or kind is MemoryError:
+        return "there is not enough memory: try a smaller batch_size (or fewer texts), or dim"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
+        return f"{error.strerror}: {error.filename or 'a file'}; what was there before is as it was"
+    if re.search("file write failed|iostream error|inline_container", text):  # of torch.save
+        return "a file cannot be written, is the disk full? What was there before is as it was"
+    return None
+
+
+def report(kind, error, trace):
+    """sys.excepthook: quiet for Ctrl-C and a closed pipe, one line for what `explain` knows."""
+    line = explain(kind, error)
+    if kind is KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+    elif kind is not BrokenPipeError and line is None:
+        traceback.print_exception(kind, error, trace)
+    elif line:
+        print(f"error: {line}", file=sys.stderr)
+    sys.stderr.flush()
+    status = {KeyboardInterrupt: 130, BrokenPipeError: 141}.get(kind, 2 if line else 1)
+    os._exit(status)
+
+
+sys.excepthook = report
+
+# ------------------------------------------------------------------------------------------------
+# settings, as in nanoGPT: assignments in a script, overridden by files and by --name=value
+
+
+def read_settings(settings, stages, default):
+    """Overrides the assignments of a script, whose globals() are `settings`, in the order given:
+
+        python train.py STAGE config/gpu.py --seed=2 --resume
+
+    The first argument is one of the `stages`, if there are any. A .py file is run among the others,
+    so it may also compute a setting from `stage`, or import a function in the place of another.
+    Without one the file `default` is run first. stop() if there is no such stage, file or setting,
+    or if a value is of another type.
+    """
+    arguments = sys.argv[1:]
+    known = [name for name, value in settings.items()
+             if isinstance(value, (bool, int, float, str)) and not name.startswith("_")]
+    if {"-h", "--help"} & set(arguments):
+        print_help(settings, known)
+    if stages:
+        settings["stage"] = arguments.pop(0) if arguments else ""
+        if settings["stage"] not in stages:
+            stop(f"{sys.argv[0]} needs a stage first: {', '.join(stages)} (see --help)")
+    if default and not any(argument.endswith(".py") for argument in arguments):
+        arguments.insert(0, str(ROOT / default))
+    for argument in arguments:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--"):
+            run_file(settings, known, argument)
+        elif name.replace("-", "_") not in known:
+            stop(f"there is no setting {name}{near(name, known)} (see --help)")
+        else:
+            set_value(settings, name.replace("-", "_"), value if equals else "True")
+
+
+def near(name, known):
+    """What a misspelt name may have meant."""
+    names = difflib.get_close_matches(name, known)
+    return f"; did you mean {' or '.join(names)}?" if names else ""
+
+
+def run_file(settings, known, path):
+    if not os.path.isfile(path):
+        stop(f"there is no file {path}: settings are FILE.py or --NAME=VALUE (see --help)")
+    before = set(settings)
+    exec(compile(Path(path).read_text(), path, "exec"), settings)
+    for name in sorted(set(settings) - before):
+        if isinstance(settings[name], (bool, int, float, str)) and not name.startswith("_"):
+            stop(f"{path} sets {name}, which is no setting{near(name, known)}")
+
+
+def set_value(settings, name, text):
+    old = settings[name]
+    try:
+        value = text if isinstance(old, str) else ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        value = text
+    if isinstance(old, float) and type(value) is int:
+        value = float(value)
+    if type(value) is not type(old):
+        stop(f"--{name} takes a value like {old!r}, not {text!r}")
+    settings[name] = value
+
+
+def print_help(settings, known):
+    """The docstring of the script, and the lines in which it assigns its settings."""
+    print(settings["__doc__"].strip() + "\n\nSettings, and their values unless a file says so:\n")
+    for line in Path(settings["__file__"]).read_text().splitlines():
+        if line.lstrip().startswith("read_settings("):
+            break
+        if match := re.match(r"(\w+)(, \w+)* = ", line):
+            if match[1] in known:
+                print(f"    --{line}")
+    sys.exit(0)
+
+
+# ------------------------------------------------------------------------------------------------
+# device
+
+
+def pick_device(name=None):
+    """The torch.device of that name, by default a CUDA GPU if there is one. stop() if it is not
+    there."""
+    import torch
+
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        stop(f"this machine has no {name} that PyTorch can use: leave --device out, or say cpu")
+    try:
+        torch.set_float32_matmul_precision("high")
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        stop(f"there is no device {name} here ({str(error).splitlines()[0]}): try cpu")
+
+
+def autocast(device):
+    """Matrix products in bfloat16 where the hardware has them (a CPU with AVX-512's or AMX's: 40
+    instead of 104 ms a training step), in float16 on older GPUs. Weights stay float32."""
+    import torch
+
+    if device.type == "cuda":
+        bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.autocast("cuda", torch.bfloat16 if bfloat16 else torch.float16)
+    can = getattr(torch.cpu, "get_capabilities", dict)()
+    bfloat16 = can.get("amx_bf16", False) or can.get("avx512_bf16", False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cpu" and bfloat16)
+
+
+def named(text, default):
+    """"extras.samplers.euler" -> that function: how a command is given one. stop() if there is
+    none."""
+    module, _, name = (text or default).rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        stop(f"there is no function {text}: write MODULE.NAME, such as {default}")

@@ -1,0 +1,6 @@
+"""Distribution matching (extras/matching.py) of real text."""
+
+data, out = "pydocs", "out-pydocs"
+iterations, learning_rate = 800, 2e-4
+frequency_weight, frequency_by_place = 2.0, False
+anchor_weight, text_share = 0.2, 0.4

@@ -1,0 +1,30 @@
+"""GPT-2 as the judge, as in the paper: it scores text of GPT-2's tokens.
+
+    python eval.py --judge extras.gpt2.large     needs `pip install transformers`, and the network
+"""
+
+from config.command import stop
+
+
+def load(name, device):
+    """The causal network of that name on the Hugging Face hub, called as model.py's: (x, t) ->
+    logits."""
+    try:
+        from transformers import AutoModelForCausalLM
+    except ImportError:
+        stop("GPT-2 as the judge needs the library transformers: pip install transformers")
+    try:
+        network = AutoModelForCausalLM.from_pretrained(name).float().to(device).eval()
+    except (OSError, ValueError) as error:
+        stop(f"{name} cannot be loaded: {str(error).strip().splitlines()[0]}")
+    tokens = network.config.vocab_size
+    # ids from 50,257 up only fill the vocabulary to a multiple of 64; a trained network avoids them
+    return lambda x, t: network(x.clamp(max=tokens - 1)).logits
+
+
+def large(device):
+    return load("gpt2-large", device)
+
+
+def small(device):
+    return load("gpt2", device)

@@ -1,0 +1,97 @@
+"""Prompts and infilling: some tokens are given, the network writes the others.
+
+    python -m extras.infill "Mia had a golden kite. _99_ with Tom."      99 tokens are written
+    python train.py dfm config/stories_long.py                           trained for it
+
+In training a part of the tokens, from none to all, becomes text with a time of its own, t = 1, in a
+quarter of the texts (times of every token: Diffusion Forcing, Chen et al. 2024). No loss is new:
+those of the core see a network that is told those tokens (sample.told), and so is sure of them.
+Writing is the same, with the same network. A network that was not trained so takes given tokens for
+noise while t is small.
+"""
+
+from config.command import pick_device, stop  # first: see there
+
+import argparse
+import math
+import re
+
+import torch
+
+import distill
+import flow
+from data.stories import can_check, check
+from sample import fill, find_network, load_model, printable, prompt_ids, told
+
+SHARE = 0.25  # of the training texts have given tokens
+BLANK = re.compile(r"_(\d+)_|(_{3,})")
+
+# ------------------------------------------------------------------------------------------------
+# training: the losses of the core, for config/stories_long.py
+
+
+def given_tokens(x_1):
+    """(B, L) bool: in a share of the texts a random part of the tokens."""
+    part = torch.rand(len(x_1), 1, device=x_1.device)
+    part = torch.where(torch.rand_like(part) < SHARE, part, 0)  # (B, 1)
+    return torch.rand(x_1.shape, device=x_1.device) < part
+
+
+def dfm_loss(model, x_1, largest_weight=math.inf):
+    return flow.dfm_loss(told(model, given_tokens(x_1), x_1), x_1, largest_weight)
+
+
+def distillation_loss(student, teacher, x_1, largest_weight=math.inf):
+    given = given_tokens(x_1)
+    student, teacher = told(student, given, x_1), told(teacher, given, x_1)
+    return distill.distillation_loss(student, teacher, x_1, largest_weight)
+
+
+# ------------------------------------------------------------------------------------------------
+# the command
+
+
+def infill_template(text, tokenizer, length):
+    """Token ids, a list, with -1 for each token to be written: ___ (three underscores or more)
+    stands for as many tokens as it has underscores, _12_ for 12."""
+    ids, end = [], 0
+    for blank in BLANK.finditer(text):
+        ids += prompt_ids(text[end : blank.start()], tokenizer, length)
+        ids += [-1] * (int(blank[1][:7]) if blank[1] else len(blank[2]))
+        end = blank.end()
+    ids += prompt_ids(text[end:], tokenizer, length)
+    if -1 not in ids:
+        stop("the text has no blank: write ___ for three tokens, or _12_ for twelve")
+    if len(ids) > length:
+        stop(f"the text has {len(ids)} tokens, and the network writes up to {length}")
+    return ids
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("text", help="with blanks: ___ is three tokens, _12_ twelve")
+    add("--model", default="fsdfm", help="OUT/MODEL.pt (default: fsdfm)")
+    add("--steps", type=int, default=8, help="steps from noise to text (default: 8)")
+    add("--num-samples", type=int, default=1, help="texts (default: 1)")
+    add("--seed", type=int, default=1, help="the same seed, the same text (default: 1)")
+    add("--out", default="out", help="folder of the checkpoints (default: out)")
+    add("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    arguments = parser.parse_args()
+    device = pick_device(arguments.device)
+    model, tokenizer = load_model(find_network(arguments.out, arguments.model), device)
+    ids = infill_template(arguments.text, tokenizer, model.config.block_size)
+    template = torch.tensor([ids] * arguments.num_samples, device=device)
+    torch.manual_seed(arguments.seed)
+    for row in fill(model, template, arguments.steps).tolist():
+        text = tokenizer.decode(row)
+        print(printable(text))
+        if can_check(tokenizer):
+            print("\n".join(f"  word {m.position + 1}: {m.message}" for m in check(text))
+                  or "  right")
+
+
+if __name__ == "__main__":
+    main()

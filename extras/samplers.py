@@ -1,0 +1,70 @@
+"""Other samplers: each takes the steps of flow.generate in another way.
+
+    python sample.py --sampler extras.samplers.euler
+    python eval.py --sampler extras.samplers.uniform_grid
+
+A step is f(x_t, logits, t, h, last) -> x_{t+h}, and a sampler is flow.generate with another step or
+another time grid. The rules of one step differ in P(a token changes), where r = 1 / (1 - t) is the
+rate at t, S = (1 - t - h) / (1 - t), and p = p(x_t):
+
+    flow.jump   1 - S ** (1 - p)                   FS-DFM: rate averaged over the step, forced move
+    averaged    (1 - S) (1 - p)                    the first alone; textbook Euler (Gat et al. 2024)
+    euler       (1 - exp(-h r)) (1 - p)            Meta's flow_matching library: rate at t
+    renoise     no such rule: every token is new    for distribution matching
+
+docs/results.md says what they are worth.
+"""
+
+from functools import partial
+
+import torch
+
+from flow import cumulative_scalar, draw, generate, jump, kappa, rate
+
+
+def towards_text(x_t, logits, p_jump, last):
+    """Draws x_1 ~ p, and moves each token to it with probability p_jump (B,): it may be x_t."""
+    x_1 = draw(logits.float().softmax(-1))  # (B, L)
+    jumps = torch.rand(x_t.shape, device=x_t.device) < p_jump[:, None]
+    return torch.where(jumps | last[:, None], x_1, x_t)
+
+
+def euler_step(x_t, logits, t, h, last):
+    return towards_text(x_t, logits, 1 - torch.exp(-h * rate(t)), last)
+
+
+def averaged_step(x_t, logits, t, h, last):
+    return towards_text(x_t, logits, 1 - torch.exp(-h * cumulative_scalar(t, h)), last)
+
+
+def renoise_step(x_t, logits, t, h, last):
+    """A whole text x_1 ~ p, noised afresh to t + h. It makes p a distribution of texts, which is
+    what extras/matching.py trains."""
+    x_1 = draw(logits.float().softmax(-1))  # (B, L)
+    is_text = torch.rand(x_t.shape, device=x_t.device) < kappa(t + h)[:, None]
+    return torch.where(is_text | last[:, None], x_1, torch.randint_like(x_t, logits.shape[-1]))
+
+
+def leave_one_out_step(T, step=jump):
+    """A step at another kind of temperature (arXiv 2605.22765).
+
+    The posterior of a token is what all *other* tokens say, times what x_t itself says, which
+    Bayes' rule knows: x_t is 1 + V kappa / (1 - kappa) times as likely if the token of the text is
+    x_t. Here T sharpens the first factor alone. The ordinary temperature raises the second to the
+    power 1/T as well, and so keeps x_t too often.
+    """
+
+    def sharpened(x_t, logits, t, h, last):
+        k = kappa(t).clamp(max=0.999)[:, None, None]  # (B, 1, 1)
+        itself = torch.log1p(logits.shape[-1] * k / (1 - k)).expand(*x_t.shape, 1)  # (B, L, 1)
+        others = logits.float().scatter_add(-1, x_t[..., None], -itself)
+        return step(x_t, (others / T).scatter_add(-1, x_t[..., None], itself), t, h, last)
+
+    return sharpened
+
+
+euler = partial(generate, step=euler_step)
+averaged = partial(generate, step=averaged_step)
+renoise = partial(generate, step=renoise_step)
+leave_one_out = partial(generate, step=leave_one_out_step(0.8))
+uniform_grid = partial(generate, power=1.0)  # that of the paper

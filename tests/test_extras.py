@@ -1,0 +1,286 @@
+"""Checks extras/: samplers, mask, infill (and sample.told), matching, paper, gpt2, in this order.
+What the other samplers draw is checked in test_exact.py, published.py in test_reference.py."""
+
+import sys
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import distill
+import flow
+from data.tokenizer import Tokenizer, describe_words
+from exact import ONCE_IN_10_000, ExactNetwork, chi_square, count_texts, exact_bound
+from extras import gpt2, infill, mask, matching, paper, samplers
+from model import Config, Transformer, student_from
+from sample import fill, load_model, told
+from test_method import have_distribution
+from test_training import run, same, train, trained
+from toy import ENTROPY, V, sampled_distribution
+
+
+class Stub(torch.nn.Module):
+    """A network whose logits follow from the token, t and h, of 6 tokens. It keeps its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.config, self.calls = Config(6, block_size=16), []
+        self.table = torch.nn.Parameter(torch.randn(6, 6))
+
+    def forward(self, x_t, t, h=None):
+        self.calls.append((x_t, t, h))
+        h = torch.zeros(len(t)) if h is None else h
+        return self.table[x_t] * (1 + t.reshape(len(t), -1, 1) + h[:, None, None])
+
+
+def small_network():
+    """Its weights, the gates of adaLN among them, are large enough to matter."""
+    network = Transformer(Config(6, block_size=16, n_layer=1, n_head=2, dim=16, cond_dim=8))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return network
+
+
+def refused(capsys, function, *arguments):
+    """The one line on stderr with which a function ends the command, status 2."""
+    with pytest.raises(SystemExit, match="2"):
+        function(*arguments)
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_leave_one_out_temperature():
+    """By Bayes' rule: what the other tokens say is sharpened, what x_t says of itself is not."""
+    t, x_t = torch.tensor([0.0, 0.3, 0.9]), torch.tensor([[0, 1], [2, 3], [3, 3]])
+    others, k = torch.rand(3, 2, V).softmax(-1), flow.kappa(t)[:, None, None]
+    likelihood = k * torch.eye(V)[x_t] + (1 - k) / V  # (3, 2, V): p(x_t | x_1)
+    logits = (others * likelihood).log()
+    for T in (0.5, 1.0):
+        sharpened = samplers.leave_one_out_step(T, step=lambda x_t, logits, t, h, last: logits)
+        p, q = sharpened(x_t, logits, t, None, None).softmax(-1), others ** (1 / T) * likelihood
+        torch.testing.assert_close(p, q / q.sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("steps, options", [(1, {}), (2, {}), (8, {}), (8, {"power": 2.0})])
+def test_the_mask_sampler_draws_from_the_exact_distribution(steps, options):
+    counts = count_texts(ExactNetwork("mask"), mask.generate, steps, 50_000, **options)
+    expected = 50_000 * sampled_distribution("mask", steps, **options).flatten()
+    assert chi_square(counts, expected) < ONCE_IN_10_000[15]
+
+
+def test_the_loss_is_the_weighted_cross_entropy_of_masked_tokens():
+    """Shown tokens have no loss, and MASK, one token more, is never text: no gradient either.
+    Summed over t it is no bound only: the likelihood."""
+    network, x_1 = Stub(), torch.randint(5, (8, 16))
+    assert mask.Config(5, block_size=16) == network.config
+    loss = mask.dfm_loss(network, x_1, largest_weight=3.0)
+    ((x_t, t, _),) = network.calls
+    assert torch.equal(x_t, torch.where(x_t == 5, 5, x_1))
+    nll = F.cross_entropy(network(x_t, t)[..., :5].mT, x_1, reduction="none")
+    weight = flow.rate(t).clamp(max=3)[:, None]
+    torch.testing.assert_close(loss, (weight * nll * (x_t == 5)).mean())
+    loss.backward()
+    assert torch.equal(network.table.grad != 0, torch.arange(36).view(6, 6) // 5 == 6)
+    loss = partial(mask.masked_cross_entropy, MASK=V, largest_weight=float("inf"))
+    assert exact_bound(ExactNetwork("mask"), loss) == pytest.approx(ENTROPY, rel=1e-4)
+
+
+def test_a_masked_token_is_shown_with_probability_1_minus_S():
+    """It is y ~ p then, whatever the logit of MASK. A shown token stays."""
+    p, x_t = torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor([[4] * 50_000 + [2] * 500])
+    logits = torch.cat([p.log(), torch.tensor([9.0])]).expand(1, 50_500, 5)
+    (x,) = mask.unmask(x_t, logits, t=torch.tensor([0.5]), h=torch.tensor([0.25]))  # S = 1/2
+    assert have_distribution(x[:50_000], torch.cat([p, torch.ones(1)]) / 2)
+    assert (x[50_000:] == 2).all()
+
+
+def test_a_token_that_was_just_shown_keeps_its_prediction(monkeypatch):
+    """Jump k shows token k, so call k is its last. Token 0 was shown before, token 4 never is."""
+    jumps = []
+
+    def unmask(x_t, logits, t, h, last=None):
+        jumps.append((t.item(), h.item(), last))
+        return x_t.index_fill(1, torch.tensor(len(jumps)), 1)
+
+    monkeypatch.setattr(mask, "unmask", unmask)
+    teacher, half, last = Stub(), torch.tensor([0.5]), torch.tensor([True])
+    target = mask.shortcut_target(teacher, torch.tensor([[3, 5, 5, 5, 5]]), half, half, last)
+    assert jumps == [(0.5, 0.25, None), (0.75, 0.25, last), (0.75, 0.25, last)]
+    logits = torch.cat([teacher(*call) for call in teacher.calls[:]])  # (4, L, V)
+    weights = torch.tensor([[6, 0, 0, 0], [6, 0, 0, 0], [1, 5, 0, 0], [1, 2, 3, 0], [1, 2, 2, 1]])
+    torch.testing.assert_close(target[0], torch.einsum("lc,clv->lv", weights / 6, logits))
+
+
+def test_the_network_is_told_and_is_sure():
+    """It reads given tokens at t = 1; their posterior is certain, without loss or gradient."""
+    network, text, x = Stub(), torch.randint(6, (3, 16)), torch.randint(6, (3, 16))
+    given, t = torch.rand(3, 16) < 0.5, torch.tensor([0.1, 0.4, 0.8])
+    logits = told(network, given, text)(x, t)
+    logits.retain_grad()
+    ((x_t, times, _),) = network.calls
+    assert torch.equal(x_t, torch.where(given, text, x))
+    assert torch.equal(times, torch.where(given, 1.0, t[:, None]))
+    torch.testing.assert_close(logits.softmax(-1)[given], F.one_hot(text, 6).float()[given])
+    assert torch.equal(logits[~given], network(x_t, times)[~given])
+    loss = flow.generalized_kl(logits, text, x, t)
+    loss.sum().backward()
+    for part in (loss, logits.grad.norm(dim=-1)):
+        assert part[given].abs().max() < 1e-15 and part[~given].abs().min() > 1e-6
+
+
+def test_training_with_all_tokens_given_and_with_none(monkeypatch):
+    """None: the losses of the core. All: 0, and student and teacher read their rows at t = 1."""
+    monkeypatch.setattr(distill, "SHARES", torch.ones(11))
+    student, teacher, x_1 = Stub(), Stub(), torch.randint(6, (44, 16))
+
+    def losses(dfm_loss, distillation_loss, given=False):
+        monkeypatch.setattr(infill, "given_tokens", lambda x_1: torch.full(x_1.shape, given))
+        torch.manual_seed(1)
+        return dfm_loss(student, x_1, 3.0), distillation_loss(student, teacher, x_1, 3.0)
+
+    core = losses(flow.dfm_loss, distill.distillation_loss)
+    assert core == losses(infill.dfm_loss, infill.distillation_loss) and min(core) > 0.1
+    student.calls, teacher.calls = [], []
+    assert max(losses(infill.dfm_loss, infill.distillation_loss, given=True)) < 1e-15
+    for x_t, t, _ in student.calls + teacher.calls:
+        assert torch.equal(x_t, x_1[: len(x_t)]) and (t == 1).all()
+
+
+@pytest.mark.parametrize("sampler", [flow.generate, samplers.renoise, mask.generate])
+def test_given_tokens_stay_and_no_mask_is_left(sampler):
+    template = torch.randint(-1, 5, (50, 16))
+    text = fill(small_network(), template, 4, sampler, temperature=0.7)
+    assert torch.equal(torch.where(template < 0, -1, text), template)
+    assert text.min() >= 0 and text.max() == (4 if sampler is mask.generate else 5)
+
+
+def test_blanks_of_a_template(capsys):
+    template = partial(infill.infill_template, tokenizer=Tokenizer(describe_words({"a", "b"})))
+    assert template("a ___ b _12_", length=17) == [2, -1, -1, -1, 3] + 12 * [-1]
+    for text, message in (("a b", "no blank"), ("a ___ b _13_", "18 tokens"), ("c ___", "'c'")):
+        assert message in refused(capsys, partial(template, length=17), text)
+
+
+def test_the_gradient_of_the_matching_loss(monkeypatch):
+    """By hand: that of -sum p score is -p (score - its mean under p). The score is log f - log a,
+    the frequency term and the anchor. The auxiliary has the gradient of its cross entropy."""
+    logits, x = torch.randn(300, 16, 6, requires_grad=True), torch.randint(6, (300, 16)) ** 2 // 6
+    t, n, own = torch.arange(300) / 330, torch.full((300,), 8), torch.arange(300) < 200
+    monkeypatch.setattr(matching, "training_states", lambda ema, x_1: (x, t, t, n, own))
+    monkeypatch.setattr(matching, "draw", lambda p: x)
+    dfm, other, student = Stub(), Stub(), Stub()
+    student.forward = lambda x_t, t, h: logits
+    dfm.table.data *= 3
+    places = matching.token_frequency(x, 6, by_place=True)  # (L, V)
+    torch.testing.assert_close(places, F.one_hot(x, 6).float().mean(0))
+    true, p = matching.token_frequency(x, 6, by_place=False), logits.softmax(-1).detach()
+    torch.testing.assert_close(true, places.mean(0, keepdim=True))
+    auxiliary = matching.Auxiliary(other, true)
+    matching.matching_loss(student, None, dfm, auxiliary, x).backward()
+    z, s, _ = dfm.calls[0]
+    assert (s >= t).all() and dfm.table.grad is None
+    assert (z == x).float().mean() == pytest.approx((s + (1 - s) / 6).mean().item(), abs=0.03)
+    log_f, log_a = (network(z, s).log_softmax(-1) for network in (dfm, auxiliary.network))
+    frequency = 0.99 * true + 0.01 * p[own].mean((0, 1))  # of steps of 1/8, a running mean
+    torch.testing.assert_close(auxiliary.frequency, torch.stack([true, frequency, true]))
+    of_frequency = (true / frequency).log().clamp(-2, 2) * own[:, None, None]
+    score = (log_f - log_a).clamp(-5, 5) + 4.0 * of_frequency
+    anchor = torch.where(t == 0, 2.0, 0.1 * (8 / 4) ** 2)[:, None, None]
+    score -= anchor * (p.log() - dfm(x, t).log_softmax(-1))
+    by_hand = -p * (score - (p * score).sum(-1, keepdim=True)) / x.numel()
+    torch.testing.assert_close(logits.grad, by_hand, rtol=1e-4, atol=1e-9)
+    (of_a,) = torch.autograd.grad(F.cross_entropy(log_a.mT, x), auxiliary.network.table)
+    torch.testing.assert_close(auxiliary.network.table.grad, of_a)
+
+
+def test_nothing_moves_when_the_texts_are_distributed_alike(monkeypatch):
+    """a = f, the frequencies are equal, and no anchor. A too frequent token moves the student."""
+    monkeypatch.setattr(matching, "anchor", lambda *_: torch.zeros(()))
+    dfm, x_1, largest = small_network(), torch.ones(9, 16).long(), []
+    student, auxiliary = student_from(dfm), matching.Auxiliary(dfm, torch.ones(16, 6) / 6).eval()
+    for share in (1 / 6, 0.5):
+        auxiliary.frequency[..., 0] = share
+        matching.matching_loss(student, student, dfm, auxiliary, x_1).backward()
+        largest.append(max(p.grad.abs().max() for p in student.parameters()))
+    assert largest[0] < 1e-5 and largest[1] > 1e-3
+
+
+def test_the_states_of_training(monkeypatch):
+    """Steps of flow.time_grid. A student that is sure of token 3 has states with kappa + (1 -
+    kappa) / V of it, which at k = 0 is noise. The others are texts on the path."""
+    monkeypatch.setattr(matching, "text_share", 0.4)
+    student, size = Stub(), 20_000
+    student.table.data[:, 3] = 99
+    x_t, t, h, n, own = matching.training_states(student, torch.full((size, 16), 5))
+    path = torch.arange(size) >= 0.6 * size
+    assert torch.equal(own, ~path & (t > 0))
+    for steps in matching.STEP_COUNTS:
+        grid = torch.tensor(flow.time_grid(steps))
+        k = (t[n == steps][:, None] - grid[:-1]).abs().argmin(1)
+        torch.testing.assert_close(t[n == steps], grid[k])
+        torch.testing.assert_close((t + h)[n == steps], grid[k + 1])
+        assert have_distribution(k, torch.full((steps,), 1 / steps))
+    for rows, token in ((~path, 3), (path, 5)):
+        for time in t.unique():
+            found, p = (x_t[rows & (t == time)] == token).float(), time + (1 - time) / 6
+            assert abs(found.mean() - p) < 5 * (p * (1 - p) / found.numel()) ** 0.5
+
+
+def test_a_killed_run_of_matching_resumes_to_the_same_weights(tmp_path, monkeypatch, capsys):
+    """kill -9 after the first of three savings."""
+    kill = ("import os, runpy, sys; replace = os.replace; sys.argv[0] = 'matching.py'; "
+            "os.replace = lambda *names: (replace(*names), os.kill(os.getpid(), 9)); "
+            "runpy.run_module('extras.matching', run_name='__main__')")
+    monkeypatch.setattr(matching, "out", str(tmp_path))
+    assert train("dfm", tmp_path, "--iterations=4").returncode == 0
+
+    def matched(*command, status=0):
+        done = run(*command, f"--out={tmp_path}", "--iterations=6", "--save_every=2",
+                   "--batch_size=4", "--resume")
+        assert done.returncode == status, done.stderr
+        return trained(tmp_path / "dmd.pt")
+
+    whole = matched("-m", "extras.matching")
+    assert "--overwrite" in refused(capsys, matching.start, torch.device("cpu"))
+    (tmp_path / "dmd.pt").unlink()
+    assert matched("-c", kill, status=-9)["iteration"] == 2
+    assert same(whole, matched("-m", "extras.matching")) and whole["iteration"] == 6
+    assert load_model(tmp_path / "dmd.pt")[0].sampler is samplers.renoise
+
+
+def test_the_papers_recipe(monkeypatch):
+    """The data loss for h = 1/1024 alone, half of the texts; no step is a last one. The learning
+    rate ends at a tenth, AdamW has all weights, and of the student the fusers alone differ."""
+    monkeypatch.setattr(paper, "shortcut_target", lambda network, x_t, t, h, last: (
+        network.table[x_t].detach() if last is None else None))
+    student, teacher, x_1 = Stub(), Stub(), torch.randint(6, (400, 16))
+    loss = paper.distillation_loss(student, teacher, x_1, 3.0)
+    ((x_t, t, h),) = student.calls
+    logits, finest = student(x_t, t, h), (h == 1 / 1024)[:, None]
+    kl = distill.forward_kl(teacher.table[x_t], logits)
+    data_loss = flow.generalized_kl(logits, x_1, x_t, t, 3.0)
+    torch.testing.assert_close(loss, torch.where(finest, data_loss, kl).mean())
+    assert finest.float().mean() == pytest.approx(0.5, abs=0.1)
+    rates = [paper.schedule(i, iterations=1010, warmup=10) for i in (0, 10, 510, 1010)]
+    assert rates == pytest.approx([0.1, 1, 0.55, 0.1])
+    dfm = small_network()
+    (group,) = paper.make_optimizers(dfm, weight_decay=0.03)[0].param_groups
+    assert len(group["params"]) == len(list(dfm.parameters())) and group["weight_decay"] == 0.03
+    ours, papers = student_from(dfm).state_dict(), paper.student_from(dfm).state_dict()
+    names = [name for name in ours if "step_embedding" not in name]  # random in both
+    differ = [name for name in names if not torch.equal(ours[name], papers[name])]
+    assert differ == [name for name in names if name.endswith("fuser.weight")]
+
+
+def test_gpt2_as_the_judge(monkeypatch, capsys):
+    """Ids beyond its vocabulary become its last one. Without the library: one line."""
+    network = Stub()
+    network.forward = lambda x: SimpleNamespace(logits=x)
+    auto = SimpleNamespace(from_pretrained={"gpt2-large": network}.__getitem__)
+    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(AutoModelForCausalLM=auto))
+    judge = gpt2.large("cpu")
+    assert judge(torch.tensor([[0, 5, 6, 99]]), torch.ones(1)).tolist() == [[0, 5, 5, 5]]
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert "pip install transformers" in refused(capsys, gpt2.small, "cpu")

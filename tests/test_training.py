@@ -1,0 +1,164 @@
+"""train.py as a user runs it: killed and resumed, on several processes, and what it refuses.
+
+The runs are those of config/tiny.py, made shorter, each in a process of its own with one thread.
+"""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+STAGES = ("judge", "dfm", "fsdfm")
+
+
+def run(*command, **options):
+    return subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env=ENV, text=True,
+                          capture_output=True, timeout=300, **options)
+
+
+def train(stage, out, *settings):
+    return run("train.py", stage, "config/tiny.py", f"--out={out}", "--iterations=24",
+               "--validate_every=8", *settings)
+
+
+def same(a, b):
+    """Whether two checkpoints are equal bit for bit, in all that a training goes on with."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def trained(path):
+    checkpoint = torch.load(path, weights_only=True)
+    return {k: checkpoint[k] for k in ("model", "ema", "optimizers", "iteration")}
+
+
+@pytest.fixture(scope="session")
+def out(tmp_path_factory):
+    """A folder with the three networks, each of 24 iterations."""
+    folder = tmp_path_factory.mktemp("out")
+    for stage in STAGES:
+        done = train(stage, folder)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_run_resumes_to_the_same_weights(stage, out, tmp_path):
+    """kill -9 at any moment leaves a checkpoint, and going on gives what an undisturbed run gives,
+    bit for bit: weights, EMA, optimizers, and the losses in the log."""
+    if stage == "fsdfm":
+        (tmp_path / "dfm.pt").symlink_to(out / "dfm.pt")
+    command = [sys.executable, "train.py", stage, "config/tiny.py", f"--out={tmp_path}",
+               "--iterations=24", "--validate_every=8", "--resume"]
+    process = subprocess.Popen(command, cwd=ROOT, env=ENV, stderr=subprocess.DEVNULL,
+                               stdout=subprocess.DEVNULL)
+    while not (tmp_path / f"{stage}.pt").exists():
+        time.sleep(0.01)
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert torch.load(tmp_path / f"{stage}.pt", weights_only=True)["iteration"] in (8, 16)
+    assert train(stage, tmp_path, "--resume").returncode == 0
+    assert same(trained(out / f"{stage}.pt"), trained(tmp_path / f"{stage}.pt"))
+    logs = []
+    for folder in (out, tmp_path):
+        with open(folder / f"{stage}.csv") as file:
+            logs.append([(row["iteration"], row["loss"], row["validation_loss"])
+                         for row in csv.DictReader(file)])
+    assert logs[0] == logs[1]
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    command = [sys.executable, "train.py", "dfm", "config/tiny.py", f"--out={tmp_path}",
+               "--iterations=100000"]
+    process = subprocess.Popen(command, cwd=ROOT, env=ENV, stdout=subprocess.PIPE, text=True,
+                               stderr=subprocess.DEVNULL)
+    while not (tmp_path / "dfm.csv").exists() or len((tmp_path / "dfm.csv").read_text()) < 60:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume goes on" in printed
+    assert torch.load(tmp_path / "dfm.pt", weights_only=True)["iteration"] >= 10
+
+
+@pytest.mark.parametrize("stage", ["dfm", "fsdfm"])
+def test_two_processes_train_as_one(stage, out, tmp_path):
+    """The same forward passes with the same seeds, so the same weights but for the order in which
+    gradients are added: one iteration with two passes, on one process and on two."""
+    settings = ["--accumulation=2", "--iterations=3", "--learning_rate=1e-3"]
+    weights = []
+    for name, launcher in (("one", []), ("two", ["-m", "torch.distributed.run",
+                                                 "--nproc-per-node=2", "--master-port=29511"])):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "dfm.pt").symlink_to(out / "dfm.pt")
+        overwrite = ["--overwrite"] if stage == "fsdfm" else []
+        if stage == "dfm":
+            (folder / "dfm.pt").unlink()
+        done = run(*launcher, "train.py", stage, "config/tiny.py", f"--out={folder}", *settings,
+                   *overwrite)
+        assert done.returncode == 0, done.stderr
+        weights.append(torch.load(folder / f"{stage}.pt", weights_only=True)["model"])
+    for name in weights[0]:
+        torch.testing.assert_close(weights[0][name], weights[1][name], atol=2e-3, rtol=0)
+
+
+def test_training_learns(out):
+    """The losses of 24 iterations fall by a fifth and more."""
+    for stage in ("judge", "dfm"):
+        with open(out / f"{stage}.csv") as file:
+            losses = [float(row["loss"]) for row in csv.DictReader(file)]
+        assert losses[-1] < 0.8 * losses[0]
+
+
+def test_what_train_refuses(out, tmp_path):
+    """Each of these is one line on stderr, status 2, and changes no file."""
+    before = (out / "dfm.pt").read_bytes()
+    (tmp_path / "misspelt.py").write_text("itertions = 3\n")
+    cases = [
+        (["dfm", f"--out={out}"], "--resume goes on"),
+        (["dfm", "--itertions=3"], "did you mean iterations?"),
+        (["dfm", tmp_path / "misspelt.py"], "did you mean iterations?"),
+        (["dfm", "config/nope.py"], "there is no file config/nope.py"),
+        (["dfm", "--seed=one"], "--seed takes a value like 1"),
+        (["dfn"], "judge, dfm, fsdfm"),
+        ([], "judge, dfm, fsdfm"),
+        (["dfm", "--data=nope"], "python data/prepare.py nope --text FILE"),
+        (["dfm", "--device=cuda"], "no cuda"),
+        (["fsdfm", f"--out={tmp_path}"], "python train.py dfm"),
+        (["dfm", "--block_size=4096", f"--out={tmp_path}"], "block_size 4096"),
+    ]
+    for arguments, message in cases:
+        done = run("train.py", *arguments)
+        assert done.returncode == 2, (arguments, done.stderr)
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert message in done.stderr, (arguments, done.stderr)
+    assert (out / "dfm.pt").read_bytes() == before
+
+
+def test_a_student_needs_a_finished_dfm(out, tmp_path):
+    checkpoint = torch.load(out / "dfm.pt", weights_only=True)
+    torch.save(checkpoint | {"iteration": 3}, tmp_path / "dfm.pt")
+    done = train("fsdfm", tmp_path)
+    assert done.returncode == 2
+    assert "is not finished" in done.stderr
+
+
+def test_a_finished_run_says_so(out):
+    done = train("dfm", out, "--resume")
+    assert done.returncode == 0
+    assert "is finished" in done.stdout
