@@ -89,7 +89,12 @@ def load_model(path, device="cpu"):
 
 def at_temperature(model, T):
     """The network with its logits divided by T: below 1 the posterior is sharper."""
-    return lambda x, t, h: model(x, t, h) / T
+
+    def network(x, t, h=None):
+        return model(x, t, h) / T
+
+    network.config = model.config
+    return network
 
 
 def told(model, given, text):
