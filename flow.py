@@ -52,8 +52,8 @@ def generalized_kl(logits, x_1, x_t, t, largest_weight=math.inf):
         kappa' / (1 - kappa) * ([x_t = x_1] - p(x_t) - [x_t != x_1] log p(x_1))
 
     logits (B, L, V); x_1, x_t (B, L); t (B,). Integrated over t it bounds -log p(x_1) from above.
-    With the weight clipped at largest_weight it is no bound any more, but the best p is still the
-    posterior, and the few times near 1 no longer outweigh all others.
+    With the weight clipped at largest_weight it is not a bound, but the best p is still the
+    posterior, and the few times near 1 do not outweigh all others.
     """
     log_p = logits.float().log_softmax(-1)  # (B, L, V)
     log_p_1 = log_p.gather(-1, x_1[..., None]).squeeze(-1)  # (B, L)

@@ -128,26 +128,31 @@ def batch(split):
 # ------------------------------------------------------------------------------------------------
 # network, teacher, optimizers
 
-path = f"{out}/{stage}.pt"
-checkpoint = None
-if resume and os.path.exists(path):
+
+def load_fitting(path):
+    """The checkpoint of a network with the tokens of this text."""
     checkpoint = load_checkpoint(path)
+    if checkpoint["tokenizer"] != meta["tokenizer"]:
+        stop(f"{path} has other tokens than data/{data}: name its --data, or train it anew")
+    return checkpoint
+
+
+torch.manual_seed(seed)
+path, checkpoint = f"{out}/{stage}.pt", None
+if resume and os.path.exists(path):
+    checkpoint = load_fitting(path)
     model = network_of(checkpoint, weights="model")
     if checkpoint["iteration"] >= iterations:
         print(f"{path} is finished ({checkpoint['iteration']} iterations)")
         sys.exit(0)
 elif os.path.exists(path) and not overwrite:
     stop(f"{path} exists: --resume goes on with it, --overwrite starts again")
-
-torch.manual_seed(seed)
-if checkpoint is None and stage == "fsdfm":
-    dfm = load_checkpoint(f"{out}/dfm.pt")
-    if dfm["tokenizer"] != meta["tokenizer"]:
-        stop(f"{out}/dfm.pt has other tokens than data/{data}: name its --data, or train it anew")
+elif stage == "fsdfm":
+    dfm = load_fitting(f"{out}/dfm.pt")
     if dfm["iteration"] < dfm["settings"]["iterations"]:
         stop(f"{out}/dfm.pt is not finished: go on with `train.py dfm --resume`")
     model = student_from(network_of(dfm))
-elif checkpoint is None:
+else:
     model = Transformer(Config(
         meta["vocab_size"], block_size, n_layer, n_head, dim, cond_dim, dropout,
         causal=stage == "judge", position_scale=position_scale,
@@ -181,8 +186,8 @@ if compile and device.type == "cuda":
     if teacher is None and world == 1:
         training_loss = torch.compile(loss_of)  # network and loss as one graph
     else:
-        model.compile()
-        teacher is not None and teacher.compile()
+        for part in filter(None, (model, teacher)):
+            part.compile()
 if world > 1:
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     network = DistributedDataParallel(model)

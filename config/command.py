@@ -137,13 +137,11 @@ def pick_device(name=None):
     import torch
 
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    there = ["cpu", "cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if name not in there or (name == "cuda" and len(there) == 2):
         stop(f"this machine has no {name} that PyTorch can use: leave --device out, or say cpu")
-    try:
-        torch.set_float32_matmul_precision("high")
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        stop(f"there is no device {name} here ({str(error).splitlines()[0]}): try cpu")
+    torch.set_float32_matmul_precision("high")
+    return torch.device(name)
 
 
 def autocast(device):

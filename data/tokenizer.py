@@ -206,16 +206,19 @@ class Tokenizer:
 
     def pieces(self, ids):
         """The str of every token, with the blanks between words: what a terminal colours. A
-        character of several byte tokens is held back until the last of them."""
+        character of several byte tokens is held back until the last of them. MASK, whose id is V,
+        is "_"."""
+        if self.unknown_id is not None:
+            words = [self.tokens[i] if i < self.vocab_size else "_" for i in ids]
         if self.kind == "char":
-            return [self.tokens[i] for i in ids]
+            return words
         if self.kind == "word":
-            words = [self.tokens[i] for i in ids]
             end = max((i for i, word in enumerate(words, start=1) if word != PAD), default=0)
             return spaced_words(words[:end]) + [""] * (len(words) - end)
         utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         known = self.bpe.n_vocab
-        tokens = [self.bpe.decode_single_token_bytes(i) if i < known else b"" for i in ids]
+        tokens = [self.bpe.decode_single_token_bytes(i) if i < known
+                  else b"" if i < self.vocab_size else b"_" for i in ids]
         return [utf8.decode(token, i == len(tokens)) for i, token in enumerate(tokens, start=1)]
 
     def unknown(self, text):

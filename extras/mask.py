@@ -64,7 +64,7 @@ def dfm_loss(network, x_1, largest_weight=math.inf):
 @torch.no_grad()
 def shortcut_target(teacher, x_t, t, h, last):
     """distill.shortcut_target for masked tokens, (B, L, V + 1) logits. A token that a jump has just
-    shown has no prediction of its own any more, as nothing trains it: it keeps the one before."""
+    shown has no prediction of its own, as nothing trains it: it keeps the one before."""
     MASK, half = mask_id(teacher), h / 2
 
     def predict(x, time, before):

@@ -11,6 +11,7 @@ from flow import generate
 
 def sampler(model, x, steps, on_step=None):
     """Texts (B, L) from noise x (B, L), int64, as flow.generate writes them."""
-    # a temperature for what the *other* tokens say. The ordinary one also makes a token believe
-    # more in itself, and then it keeps noise
-    return generate(model, x, steps, step=leave_one_out_step(0.6), on_step=on_step)
+    # smaller last steps, and a temperature for what the *other* tokens say. The ordinary one also
+    # makes a token believe more in itself, and then it keeps noise
+    step = leave_one_out_step(0.6)
+    return generate(model, x, steps, power=2.5, step=step, on_step=on_step)
