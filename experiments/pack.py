@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # sample.py is 
 from config.command import pick_device  # first: see there
 
 import argparse
+import os
 
 import torch
 
@@ -26,8 +27,8 @@ COLUMNS = {"dfm": (8, 64), "fsdfm": (4, 8), "dmd": (4, 8)}  # steps that are mea
 KEPT = ("stage", "config", "settings", "iteration", "seconds", "tokenizer")
 README = """# Trained networks
 
-Used by `sample.py` and `demo.sh` as long as nothing has been trained in `out/`. They write the
-stories of `data/stories.py`. Made by
+Used by `sample.py`, `eval.py` and `demo.sh` for each network that has not been trained in `out/`.
+They write the stories of `data/stories.py`. Made by
 
     python data/prepare.py stories
     for stage in judge dfm fsdfm; do python train.py $stage config/stories_long.py; done
@@ -51,7 +52,8 @@ def pack(stage, out, to):
     packed = {name: checkpoint[name] for name in KEPT}
     packed |= {"model": quantize(checkpoint["ema"] or checkpoint["model"]), "ema": None}
     path = to / f"{stage}.pt"
-    torch.save(packed, path)
+    torch.save(packed, f"{path}.new")
+    os.replace(f"{path}.new", path)
     cells = f"{checkpoint['iteration']:,} | {checkpoint['seconds'] / 60:.0f}"
     return f"| `{stage}.pt` | {cells} | {path.stat().st_size:,} |"
 
