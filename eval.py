@@ -184,6 +184,8 @@ def load_networks(arguments, device):
                                  if os.path.exists(find_network(arguments.out, name))]
     checkpoint = load_checkpoint(find_network(arguments.out, "judge"))
     meta, tokens = load_tokens(arguments.data or checkpoint["settings"].get("data", "stories"))
+    if arguments.judge and meta["tokenizer"]["kind"] != "gpt2":
+        stop("GPT-2 scores text of its own tokens: prepare the text with --tokenizer gpt2")
     if checkpoint["tokenizer"] != meta["tokenizer"]:
         stop("the judge scores other tokens than those of --data: name the one it was trained on")
     judge = network_of(checkpoint).to(device)

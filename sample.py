@@ -130,8 +130,8 @@ def fill(model, template, steps, sampler=None, temperature=1.0, on_step=None):
     """Token ids (B, L) int64, with -1 for each token to be written -> ids (B, L)."""
     given = template >= 0
     noise = torch.randint_like(template, model.config.vocab_size)
-    network = told(model, given, template.clamp(min=0)) if given.any() else model
-    network = network if temperature == 1 else at_temperature(network, temperature)
+    network = model if temperature == 1 else at_temperature(model, temperature)
+    network = told(network, given, template.clamp(min=0)) if given.any() else network
     with autocast(template.device):
         x_0 = torch.where(given, template, noise)
         return (sampler or model.sampler)(network, x_0, steps, on_step=on_step)

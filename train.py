@@ -157,6 +157,8 @@ else:
         meta["vocab_size"], block_size, n_layer, n_head, dim, cond_dim, dropout,
         causal=stage == "judge", position_scale=position_scale,
     ))
+if model.config.block_size != block_size:
+    stop(f"that network has block_size {model.config.block_size}: give it, --block_size")
 model.to(device).train()
 teacher = copy.deepcopy(model).requires_grad_(False).eval() if stage == "fsdfm" else None
 optimizers = make_optimizers(model, weight_decay)
@@ -169,7 +171,8 @@ if checkpoint is not None:
         teacher.load_state_dict(checkpoint["ema"])
     for optimizer, state in zip(optimizers, checkpoint["optimizers"]):
         optimizer.load_state_dict(state)
-    scaler.load_state_dict(checkpoint["scaler"])
+    if checkpoint["scaler"]:
+        scaler.load_state_dict(checkpoint["scaler"])
 
 
 def loss_of(network, teacher, x_1):
@@ -233,8 +236,9 @@ def open_log():
     os.makedirs(out, exist_ok=True)
     name, rows = f"{out}/{stage}.csv", []
     if start and os.path.exists(name):
-        rows = [row for row in csv.reader(open(name)) if row[0].isdecimal() and int(row[0]) <= start]
-    log = open(name, "w", buffering=1)
+        before = list(csv.reader(open(name, newline="")))[1:]
+        rows = [row for row in before if row and int(row[0]) <= start]
+    log = open(name, "w", buffering=1, newline="")
     csv.writer(log).writerows([["iteration", "loss", "seconds", "validation_loss"], *rows])
     return csv.writer(log)
 
@@ -280,9 +284,10 @@ for iteration in bar:
         mean_loss += loss.detach()
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
-    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     for optimizer in optimizers:
-        scaler.step(optimizer)
+        if not scaler.is_enabled() or norm.isfinite():  # an overflow of float16 stops them all
+            scaler.step(optimizer)
         optimizer.zero_grad()
     scaler.update()
     if teacher is not None:  # EMA, with a shorter memory at first
