@@ -263,7 +263,8 @@ if rank == 0:
     log = open_log()
     print(f"{stage}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, "
           f"{len(tokens['train']) / 1e6:.1f}M tokens, on {device}")
-bar = tqdm(range(start, iterations), f"training {stage}", iterations, initial=start, disable=rank > 0)
+bar = tqdm(range(start, iterations), f"training {stage}", iterations, initial=start,
+           disable=rank > 0)
 began = time.perf_counter() - seconds
 for iteration in bar:
     for optimizer in optimizers:
