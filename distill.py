@@ -10,9 +10,10 @@ steps of half its size. All calls are told h/2, all jumps are those of the cumul
     l4 = teacher(x_c, t + h)          target = (l1 + 2 l2 + 2 l3 + l4) / 6
 
 The paper calls it RK-4. The weights are those of Runge-Kutta, but the stages are random and each
-follows from the one before, so no order of accuracy is claimed. What does it teach? In the mean
-over all jumps a later posterior is the present one, so a mean of probabilities would teach nothing.
-A mean of *logits* is sharper, and x_b and x_c have jumped further than their time says.
+follows from the one before, so no order of accuracy is claimed. What does it teach? On average over
+the jumps, what is predicted after them is what is predicted now (an exact posterior is a
+martingale), so a mean of probabilities would teach next to nothing. A mean of *logits* is sharper,
+and x_b and x_c have jumped half a step further than the time at which they are read.
 
 Source: FS-DFM (arXiv 2509.20624). Before: flow.py. Read next: train.py.
 """
@@ -23,8 +24,9 @@ import torch
 
 from flow import generalized_kl, jump, sample_path
 
-FINEST = 1024  # steps of size 1, 1/2, 1/4, ..., 1/1024 are trained ...
-# ... and this is how often, in %. Of the largest few: trained much, they lower the entropy
+FINEST = 1024
+# how often, in %, a step of size 1, 1/2, 1/4, ..., 1/1024 is trained. The largest are rare: trained
+# as often as the others, they lower the entropy of the texts
 SHARES = torch.tensor([0.6, 0.7, 0.9, 4, 12, 14, 16, 12, 10, 10, 19.8])
 
 
@@ -60,16 +62,16 @@ def sample_steps(batch_size):
 def distillation_loss(student, teacher, x_1, largest_weight=math.inf):
     """The student's loss, mean nats per token over texts x_1 (B, L).
 
-    Steps of 2/L and finer have the loss of DFM against text, the data loss: more than L/2 steps
-    gain nothing, so there is nothing to distil. (In the paper h = 1/1024 alone, for L = 1024.)
-    Larger ones have KL(teacher || student).
+    Larger steps have KL(teacher || student). Steps of size 2/L and finer have the loss of DFM
+    against text, the data loss: they write so few tokens each that there is little to distil. (In
+    the paper h = 1/1024 alone, for L = 1024.)
     """
     B, L = x_1.shape
     n, t = sample_steps(B)  # on the CPU: how many rows have the teacher is then known there
     k = int((n < L // 2).sum())  # rows [:k] have the teacher, rows [k:] the data loss
     n, t = n.to(x_1.device), t.to(x_1.device)
-    h, last = 1 / n, t + 1 / n == 1
-    x_t = sample_path(x_1, t, student.config.vocab_size)
+    h, last = 1 / n, t + 1 / n == 1  # (B,) each
+    x_t = sample_path(x_1, t, student.config.vocab_size)  # (B, L)
     logits = student(x_t, t, h)  # (B, L, V)
     loss = generalized_kl(logits[k:], x_1[k:], x_t[k:], t[k:], largest_weight)
     if k == 0:

@@ -23,7 +23,7 @@ texts. Results: a table, and OUT/eval.json. Source: FS-DFM (arXiv 2509.20624), w
 Large (extras/gpt2.py); ours is that of `train.py judge`. Read next: plot.py.
 """
 
-from config.command import autocast, named, pick_device, stop  # first: see there
+from config.command import autocast, named, pick_device, stop  # before torch
 
 import argparse
 import json
@@ -42,6 +42,7 @@ from sample import (
     AT_A_TIME, fill, find_network, load_checkpoint, load_model, network_of, printable,
 )
 
+NETWORKS = ["dfm", "fsdfm", "dmd"]
 STEPS = [2**i for i in range(11)]
 SLOW = 128  # from so many steps on a quarter of the texts are drawn
 FEW = 8  # steps of the texts that are printed
@@ -180,23 +181,35 @@ def parse_arguments():
 
 def load_networks(arguments, device):
     """(judge, {name: network}, tokenizer, meta, tokens). stop() if they do not belong together."""
-    names = arguments.models or [name for name in ("dfm", "fsdfm", "dmd")
-                                 if os.path.exists(find_network(arguments.out, name))]
-    checkpoint = load_checkpoint(find_network(arguments.out, "judge"))
-    meta, tokens = load_tokens(arguments.data or checkpoint["settings"].get("data", "stories"))
-    if arguments.judge and meta["tokenizer"]["kind"] != "gpt2":
-        stop("GPT-2 scores text of its own tokens: prepare the text with --tokenizer gpt2")
-    if checkpoint["tokenizer"] != meta["tokenizer"]:
-        stop("the judge scores other tokens than those of --data: name the one it was trained on")
-    judge = network_of(checkpoint).to(device)
-    if arguments.judge:
-        judge = named(arguments.judge, "extras.gpt2.large")(device)
+    own = [n for n in NETWORKS if os.path.exists(os.path.join(arguments.out, f"{n}.pt"))]
+    names = arguments.models or own or NETWORKS  # no mixture of one's own and those of weights/
+    paths = {name: find_network(arguments.out, name) for name in names}
+    judge, meta, tokens = load_judge(arguments, device)
     networks = {}
-    for name in names or ["dfm"]:
-        networks[name], tokenizer = load_model(find_network(arguments.out, name), device)
+    for name, path in paths.items():
+        networks[name], tokenizer = load_model(path, device)
         if tokenizer.description != meta["tokenizer"]:
-            stop(f"the {name} writes other tokens than those the judge scores: name its --out")
+            stop(f"{path} writes other tokens than those the judge scores: name its --out")
+    lengths = {network.config.block_size for network in networks.values()}
+    if len(lengths) > 1 or max(lengths) > judge.config.block_size:
+        stop("judge and networks have texts of different lengths: name those of one --out")
+    print("measuring", ", ".join(paths.values()))
     return judge, networks, Tokenizer(meta["tokenizer"]), meta, tokens
+
+
+def load_judge(arguments, device):
+    """(judge, meta, tokens), the text that it scores."""
+    if arguments.judge:
+        meta, tokens = load_tokens(arguments.data or "stories")
+        if meta["tokenizer"]["kind"] != "gpt2":
+            stop("GPT-2 scores its own tokens: name a --data prepared with --tokenizer gpt2")
+        return named(arguments.judge, "extras.gpt2.large")(device), meta, tokens
+    path = find_network(arguments.out, "judge")
+    checkpoint = load_checkpoint(path)
+    meta, tokens = load_tokens(arguments.data or checkpoint["settings"].get("data", "stories"))
+    if checkpoint["tokenizer"] != meta["tokenizer"]:
+        stop(f"{path} scores other tokens than those of --data: name the text it was trained on")
+    return network_of(checkpoint).to(device), meta, tokens
 
 
 def main():

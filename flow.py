@@ -80,7 +80,8 @@ def dfm_loss(model, x_1, largest_weight=math.inf):
 
 
 def cumulative_scalar(t, h):
-    """g(t, h): the rate averaged over [t, t + h]. 1 - kappa is held above 0, where t + h = 1."""
+    """g(t, h) (B,): the rate averaged over the step from t to t + h, both (B,). At t + h = 1 it is
+    infinite; there 1 - kappa is held at 1e-8."""
     return torch.log((1 - kappa(t)) / (1 - kappa(t + h)).clamp(min=1e-8)) / h
 
 
@@ -89,22 +90,24 @@ def draw(p):
     float64, since a rounded tail silently lowers the temperature."""
     total = p.cumsum(-1, dtype=torch.float64)
     u = torch.rand(*p.shape[:-1], 1, dtype=torch.float64, device=p.device) * total[..., -1:]
-    return torch.searchsorted(total, u, right=True).squeeze(-1).clamp(max=p.shape[-1] - 1)
+    token = torch.searchsorted(total, u, right=True).squeeze(-1)
+    return token.clamp(max=p.shape[-1] - 1)  # it is V where all of p is 0
 
 
 def jump(x_t, logits, t, h, last=None):
     """One step of FS-DFM: x_t (B, L) at times t (B,) -> x_{t+h} (B, L), given logits (B, L, V).
 
-    At t + h = 1 the formula would make every token jump, also one of which the network is 99% sure.
-    So where `last` (B,) bool says that no other step follows, x_1 ~ p is drawn.
+    At t + h = 1 no noise may be left, S = 0, and every token would move to another, also one of
+    which the network is 99% sure. So where `last` (B,) bool says that no step follows, x_1 ~ p is
+    drawn.
     """
     last = torch.zeros_like(t, dtype=torch.bool) if last is None else last
     p = logits.float().softmax(-1)  # (B, L, V)
     p_stay = p.gather(-1, x_t[..., None]).squeeze(-1)  # (B, L), p(x_t)
-    hg = (h * cumulative_scalar(t, h))[:, None]
-    p_jump = 1 - torch.exp(-hg * (1 - p_stay))
-    jumps = (torch.rand_like(p_jump) < p_jump) | last[:, None]
-    p_return = torch.where(last[:, None], p_stay, 0)  # a token that jumps goes elsewhere
+    hg = (h * cumulative_scalar(t, h))[:, None]  # (B, 1)
+    p_jump = 1 - torch.exp(-hg * (1 - p_stay))  # (B, L)
+    jumps = (torch.rand_like(p_jump) < p_jump) | last[:, None]  # (B, L)
+    p_return = torch.where(last[:, None], p_stay, 0)  # 0: a token that jumps goes elsewhere
     p.scatter_(-1, x_t[..., None], p_return[..., None])
     return torch.where(jumps, draw(p), x_t)
 
@@ -117,7 +120,8 @@ def time_grid(steps, power=2.0):
     """The times t_0 = 0, ..., t_n = 1 of n steps: t_i = 1 - (1 - i / n) ** power, n + 1 floats.
 
     Power 1: uniform steps, as in the paper. Above 1 they shrink towards the end, where nothing
-    follows that could correct a mistake (as with rho in Karras et al. 2022).
+    follows that could correct a mistake (as with rho in Karras et al. 2022). Their sizes lie
+    between those a student is trained with (distill.py); it interpolates.
     """
     return [1 - (1 - i / steps) ** power for i in range(steps + 1)]
 

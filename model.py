@@ -6,8 +6,9 @@ softmax(logits) is the posterior: for every position, the probability of each of
 vocabulary to stand there in the text x_1, given the noisy x_t.
 
 It is a DiT (Peebles & Xie 2023) over tokens. Two things differ from a GPT: attention has no causal
-mask, and every layer norm is shifted, scaled and gated by a vector c ("adaLN"). c says at which
-time t between noise and text we are and, for the few-step student, how large the next step h is.
+mask, and a condition c shifts and scales every layer norm and gates every branch ("adaLN"). c says
+at which time t between noise and text we are and, for the few-step student, how large the next step
+h is.
 One network that is told its step size: the first idea of FS-DFM, which has it from shortcut models
 (Frans et al. 2024).
 
@@ -36,7 +37,7 @@ class Config:
     n_layer: int = 4
     n_head: int = 4
     dim: int = 128  # d, width of the residual stream
-    cond_dim: int = 64  # c, width of the vectors that t and h are embedded in
+    cond_dim: int = 64  # width of the vectors that t and h are embedded in
     dropout: float = 0.0
     step_aware: bool = False  # FS-DFM is told h, the DFM is not
     causal: bool = False  # the judge: attention to the left only
@@ -54,37 +55,37 @@ def angles(value, n):
 
 
 class ScalarEmbedding(nn.Module):
-    """A number in [0, 1] -> c numbers, by way of 128 cosines, 128 sines and a small MLP."""
+    """A number in [0, 1] -> cond_dim numbers, by way of 128 cosines, 128 sines and a small MLP."""
 
     def __init__(self, config):
         super().__init__()
-        c = config.cond_dim
+        width = config.cond_dim
         self.scale = config.time_scale
-        self.mlp = nn.Sequential(nn.Linear(256, c), nn.SiLU(), nn.Linear(c, c))
+        self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
 
-    def forward(self, value):  # (B, T) -> (B, T, c)
+    def forward(self, value):  # (B, T) -> (B, T, cond_dim)
         a = angles(self.scale * value, 128)
         return self.mlp(torch.cat([a.cos(), a.sin()], dim=-1))
 
 
 class Condition(nn.Module):
-    """t (and h) -> what modulates every block: (B, T, c), or (B, T, 2c) if step_aware. T is 1, or L
-    where every token has a time of its own: those of a prompt are text already, at t = 1."""
+    """t (and h) -> c, (B, T, cond_dim), or (B, T, 2 cond_dim) if step_aware. T is 1, or L where
+    every token has a time of its own: those of a prompt are text already, at t = 1."""
 
     def __init__(self, config):
         super().__init__()
-        c = config.cond_dim
         self.step_aware = config.step_aware
         self.time_embedding = ScalarEmbedding(config)
         if config.step_aware:
             self.step_embedding = ScalarEmbedding(config)
-            self.fuser = nn.Linear(2 * c, 2 * c)
+            self.fuser = nn.Linear(2 * config.cond_dim, 2 * config.cond_dim)
 
     def forward(self, t, h):  # t (B,) or (B, L); h (B,)
-        e = self.time_embedding(t.reshape(len(t), -1))  # (B, T, c)
+        e = self.time_embedding(t.reshape(len(t), -1))  # (B, T, cond_dim)
         if self.step_aware:
+            assert h is not None, "a student is told its step size h"
             e_h = self.step_embedding(h[:, None]).expand_as(e)
-            e = self.fuser(torch.cat([e, e_h], dim=-1))  # (B, T, 2c)
+            e = self.fuser(torch.cat([e, e_h], dim=-1))  # (B, T, 2 cond_dim)
         return F.silu(e)
 
 
@@ -93,10 +94,10 @@ class Modulation(nn.Module):
 
     def __init__(self, config, parts):
         super().__init__()
-        c = config.cond_dim
+        width = config.cond_dim
         self.parts = parts
-        self.fuser = nn.Linear(2 * c, c) if config.step_aware else None
-        self.linear = nn.Linear(c, parts * config.dim)
+        self.fuser = nn.Linear(2 * width, width) if config.step_aware else None
+        self.linear = nn.Linear(width, parts * config.dim)
 
     def forward(self, c):
         c = c if self.fuser is None else F.silu(self.fuser(c))
@@ -133,7 +134,7 @@ class Attention(nn.Module):
 
 def attend(q, k, v, causal):
     """softmax(q k^T / sqrt(head_dim)) v. The formula where PyTorch's backward pass is slow, in
-    bfloat16 on a CPU: a training step takes 190 ms instead of 240."""
+    bfloat16 on a CPU: with the formula a training step takes 190 ms instead of 240."""
     slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled()
     if slow and not causal:
         return (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1).to(v.dtype) @ v
@@ -220,8 +221,9 @@ def init_weights(module):
 def student_from(dfm):
     """A step-aware copy of the DFM that starts as exactly the same function.
 
-    Its two new layers, W1 and W2 above, must pass E_t(t) on: SiLU(a) - SiLU(-a) = a, so W1 makes
-    [a, -a] and W2 = [I, -I] makes a again. The columns of W1 that read E_h(h) start at 0.
+    The new layers are E_h, W1 and, in each Modulation, W2. W1 and W2 must pass a = E_t(t) on:
+    SiLU(a) - SiLU(-a) = a, so W1 makes [a, -a] and W2 = [I, -I] makes a again. The columns of W1
+    that read E_h(h) start at 0.
     """
     student = Transformer(replace(dfm.config, step_aware=True))
     student.load_state_dict(dfm.state_dict(), strict=False)  # the biases of W1 and W2 are 0

@@ -11,7 +11,7 @@ Frontier  perplexity against entropy, a point for each temperature: the fairest 
 Error bars are one standard error over texts. Before: eval.py.
 """
 
-from config.command import stop  # first: see there
+from config.command import stop  # before torch
 
 import argparse
 import json

@@ -15,7 +15,7 @@ A network that is not in out/ is taken from weights/, which comes with the proje
 by flow.generate. Read next: eval.py.
 """
 
-from config.command import autocast, named, pick_device, stop  # first: see there
+from config.command import autocast, named, pick_device, stop  # before torch
 
 import argparse
 import os
@@ -97,9 +97,9 @@ def at_temperature(model, T):
     return network
 
 
-def told(model, given, text):
-    """The network, told that the tokens of `given` (B, L) bool are those of `text` (B, L): it reads
-    them at the time t = 1, and is sure of them. Best if it was trained so (extras/infill.py)."""
+def conditioned_on(model, given, text):
+    """The network, given that the tokens at `given` (B, L) bool are those of `text` (B, L): it
+    reads them at time t = 1, and is sure of them. Best if trained for it (extras/infill.py)."""
 
     def network(x, t, h=None):
         mask, ids = given[: len(x)], text[: len(x)]
@@ -131,7 +131,7 @@ def fill(model, template, steps, sampler=None, temperature=1.0, on_step=None):
     given = template >= 0
     noise = torch.randint_like(template, model.config.vocab_size)
     network = model if temperature == 1 else at_temperature(model, temperature)
-    network = told(network, given, template.clamp(min=0)) if given.any() else network
+    network = conditioned_on(network, given, template.clamp(min=0)) if given.any() else network
     with autocast(template.device):
         x_0 = torch.where(given, template, noise)
         return (sampler or model.sampler)(network, x_0, steps, on_step=on_step)
@@ -166,6 +166,8 @@ def watcher(tokenizer, steps):
 
     def on_step(x):
         nonlocal before, number
+        if number == steps:  # texts beyond the first AT_A_TIME
+            return
         ids, number = x[0].tolist(), number + 1
         changed = [before is not None and a != b for a, b in zip(ids, before or ids)]
         colour = sys.stdout.isatty()

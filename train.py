@@ -7,12 +7,12 @@
     torchrun --nproc-per-node 8 train.py dfm config/paper_small.py
 
 Every name under "settings" can be given as --name=value, and a file of such assignments as well.
-Without a file it is config/stories.py: 15 minutes on 2 CPU cores for all three. Ctrl-C saves and
-ends; --resume goes on after that, or after any other interruption. Before: distill.py. Read next:
-sample.py.
+Without a file it is config/stories.py: 15 to 25 minutes on 2 CPU cores for all three. Ctrl-C saves
+and ends; --resume goes on after that, or after any other interruption. Before: distill.py. Read
+next: sample.py.
 """
 
-from config.command import autocast, named, pick_device, read_settings, stop  # first: see there
+from config.command import autocast, named, pick_device, read_settings, stop  # before torch
 
 import copy
 import csv
@@ -34,7 +34,7 @@ from model import Config, Transformer, next_token_nll, student_from
 from sample import load_checkpoint, network_of, printable
 
 # ------------------------------------------------------------------------------------------------
-# two choices that a config file may replace, by a function of the same name
+# a config file may replace these two, and every name imported above, by its own
 
 
 def make_optimizers(model, weight_decay):
@@ -52,7 +52,7 @@ def make_optimizers(model, weight_decay):
 
 def schedule(iteration, iterations, warmup):
     """The learning rate as a share of its peak: up, level, and down to 0 over the last half."""
-    return min((iteration + 1) / warmup, 1, 2 * (iterations - iteration) / iterations)
+    return min((iteration + 1) / max(warmup, 1), 1, 2 * (iterations - iteration) / iterations)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -89,15 +89,14 @@ compile = True  # torch.compile, on CUDA
 resume = False  # go on from the last checkpoint
 overwrite = False  # start again over a checkpoint
 
-read_settings(globals(), ("judge", "dfm", "fsdfm"), "config/stories.py")
-settings = {k: v for k, v in globals().items()
-            if isinstance(v, (bool, int, float, str)) and not k.startswith("_")}
+names = read_settings(globals(), ("judge", "dfm", "fsdfm"), "config/stories.py")
+settings = {name: globals()[name] for name in names}
 
 # ------------------------------------------------------------------------------------------------
 # device, and the processes of torchrun if there are any
 
 rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-if world > 1 and torch.cuda.is_available():
+if world > 1 and device != "cpu" and torch.cuda.is_available():
     device = f"cuda:{os.environ['LOCAL_RANK']}"
     torch.cuda.set_device(device)
 if accumulation % world:

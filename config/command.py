@@ -62,8 +62,8 @@ def read_settings(settings, stages, default):
 
     The first argument is one of the `stages`, if there are any. A .py file is run among the others,
     so it may also compute a setting from `stage`, or import a function in the place of another.
-    Without one the file `default` is run first. stop() if there is no such stage, file or setting,
-    or if a value is of another type.
+    Without one the file `default` is run first. Returns the names of the settings. stop() if there
+    is no such stage, file or setting, or if a value is of another type.
     """
     arguments = sys.argv[1:]
     known = [name for name, value in settings.items()
@@ -84,6 +84,7 @@ def read_settings(settings, stages, default):
             stop(f"there is no setting {name}{near(name, known)} (see --help)")
         else:
             set_value(settings, name.replace("-", "_"), value if equals else "True")
+    return known
 
 
 def near(name, known):
@@ -95,10 +96,13 @@ def near(name, known):
 def run_file(settings, known, path):
     if not os.path.isfile(path):
         stop(f"there is no file {path}: settings are FILE.py or --NAME=VALUE (see --help)")
-    before = set(settings)
+    before = dict(settings)
     exec(compile(Path(path).read_text(), path, "exec"), settings)
-    for name in sorted(set(settings) - before):
-        if isinstance(settings[name], (bool, int, float, str)) and not name.startswith("_"):
+    for name, value in settings.items():
+        plain = isinstance(value, (bool, int, float, str)) and not name.startswith("_")
+        if name in known:
+            settings[name] = of_the_same_type(value, before[name], f"{path}: {name}")
+        elif plain and name not in before:
             stop(f"{path} sets {name}, which is no setting{near(name, known)}")
 
 
@@ -108,11 +112,15 @@ def set_value(settings, name, text):
         value = text if isinstance(old, str) else ast.literal_eval(text)
     except (SyntaxError, ValueError):
         value = text
+    settings[name] = of_the_same_type(value, old, f"--{name}")
+
+
+def of_the_same_type(value, old, name):
     if isinstance(old, float) and type(value) is int:
         value = float(value)
     if type(value) is not type(old):
-        stop(f"--{name} takes a value like {old!r}, not {text!r}")
-    settings[name] = value
+        stop(f"{name} takes a value like {old!r}, not {value!r}")
+    return value
 
 
 def print_help(settings, known):

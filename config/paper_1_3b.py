@@ -1,19 +1,8 @@
-"""The larger network of the paper (1.3 billion parameters) and its recipe, on one GPU or several by
-torchrun: 8 of them share the 32 forward passes of an iteration, 24 of the student."""
+"""The larger network of the paper (1.3 billion parameters): `train.py dfm config/paper_small.py
+config/paper_1_3b.py`, since its recipe is that of the small one. By torchrun 8 GPUs share the 32
+forward passes of an iteration, 24 of the student."""
 
-from functools import partial
-
-from extras.paper import distillation_loss, make_optimizers, schedule, student_from
-
-Config = partial(Config, time_scale=1.0)
-data, out = "fineweb-edu", "out-paper-1.3b"
-block_size, n_layer, n_head, dim, cond_dim, dropout = 1024, 21, 32, 2048, 256, 0.1
-position_scale = 0.0
+out = "out-paper-1.3b"
+n_layer, n_head, dim, cond_dim = 21, 32, 2048, 256
 batch_size = 4
 accumulation = 24 if stage == "fsdfm" else 32  # 96 and 128 texts an iteration
-iterations = {"judge": 100_000, "dfm": 1_000_000, "fsdfm": 500_000}[stage]
-learning_rate = 1e-5 if stage == "fsdfm" else 3e-4
-warmup, weight_decay, ema_decay = 10_000, 0.03, 0.9995
-largest_weight = 1e9  # not clipped
-sampler = "extras.samplers.uniform_grid"
-validate_every = 5000

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run this file
 
-from config.command import stop  # first: see there
+from config.command import stop  # before torch
 
 import argparse
 import ast

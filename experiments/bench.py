@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # model.py is there
 
-import config.command  # first: see there
+import config.command  # before torch
 
 import contextlib
 import platform

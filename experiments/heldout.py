@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # model.py is there
 
-from config.command import autocast, pick_device, stop  # first: see there
+from config.command import autocast, pick_device, stop  # before torch
 
 import argparse
 import math

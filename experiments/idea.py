@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # flow.py is there
 
-import config.command  # first: see there
+import config.command  # before torch
 
 import argparse
 import random

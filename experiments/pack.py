@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # sample.py is there
 
-from config.command import pick_device  # first: see there
+from config.command import pick_device  # before torch
 
 import argparse
 import os

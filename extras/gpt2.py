@@ -4,6 +4,7 @@
 """
 
 from config.command import stop
+from model import Config
 
 
 def load(name, device):
@@ -18,8 +19,12 @@ def load(name, device):
     except (OSError, ValueError) as error:
         stop(f"{name} cannot be loaded: {str(error).strip().splitlines()[0]}")
     tokens = network.config.vocab_size
-    # ids from 50,257 up only fill the vocabulary to a multiple of 64; a trained network avoids them
-    return lambda x, t: network(x.clamp(max=tokens - 1)).logits
+
+    def judge(x, t):  # ids from 50,257 up only fill the vocabulary to a multiple of 64
+        return network(x.clamp(max=tokens - 1)).logits
+
+    judge.config = Config(tokens, block_size=1024)
+    return judge
 
 
 def large(device):

@@ -5,12 +5,12 @@
 
 In training a part of the tokens, from none to all, becomes text with a time of its own, t = 1, in a
 quarter of the texts (times of every token: Diffusion Forcing, Chen et al. 2024). No loss is new:
-those of the core see a network that is told those tokens (sample.told), and so is sure of them.
-Writing is the same, with the same network. A network that was not trained so takes given tokens for
-noise while t is small.
+those of the core see a network that is given those tokens (sample.conditioned_on), and so is sure
+of them. Writing is the same, with the same network. A network that was not trained so takes given
+tokens for noise while t is small.
 """
 
-from config.command import pick_device, stop  # first: see there
+from config.command import pick_device, stop  # before torch
 
 import argparse
 import math
@@ -21,7 +21,7 @@ import torch
 import distill
 import flow
 from data.stories import can_check, check
-from sample import fill, find_network, load_model, printable, prompt_ids, told
+from sample import conditioned_on, fill, find_network, load_model, printable, prompt_ids
 
 SHARE = 0.25  # of the training texts have given tokens
 BLANK = re.compile(r"_(\d+)_|(_{3,})")
@@ -38,12 +38,12 @@ def given_tokens(x_1):
 
 
 def dfm_loss(model, x_1, largest_weight=math.inf):
-    return flow.dfm_loss(told(model, given_tokens(x_1), x_1), x_1, largest_weight)
+    return flow.dfm_loss(conditioned_on(model, given_tokens(x_1), x_1), x_1, largest_weight)
 
 
 def distillation_loss(student, teacher, x_1, largest_weight=math.inf):
     given = given_tokens(x_1)
-    student, teacher = told(student, given, x_1), told(teacher, given, x_1)
+    student, teacher = conditioned_on(student, given, x_1), conditioned_on(teacher, given, x_1)
     return distill.distillation_loss(student, teacher, x_1, largest_weight)
 
 

@@ -32,7 +32,7 @@ Sources: DMD (Yin et al. 2024) for images; IDLM (arXiv 2602.19066) and D-MMD (26
 tokens. The frequencies and the states of the sampler are ours. Before: distill.py, samplers.py.
 """
 
-from config.command import autocast, pick_device, read_settings, stop  # first: see there
+from config.command import autocast, pick_device, read_settings, stop  # before torch
 
 import copy
 import os
@@ -235,6 +235,8 @@ def start(place):
     meta, tokens = load_tokens(data)
     if source["tokenizer"] != meta["tokenizer"]:
         stop(f"{out}/dfm.pt has other tokens than data/{data}: name its --data")
+    if source["iteration"] < source["settings"]["iterations"]:
+        stop(f"{out}/dfm.pt is not finished: go on with `train.py dfm --resume`")
     torch.manual_seed(seed)
     dfm = network_of(source).to(place).requires_grad_(False)
     config = dfm.config

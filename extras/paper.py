@@ -1,7 +1,7 @@
 """The published recipe where it differs from ours: functions in the place of those of the core.
 
     python train.py dfm config/paper_small.py
-    python sample.py --out out-paper --sampler extras.samplers.uniform_grid
+    python sample.py --out out-paper
 
 docs/paper.md lists every difference and what it is worth here. Left as in ours: EMA with a warm-up,
 which 500,000 iterations do not notice, and times that are spread evenly over a batch.

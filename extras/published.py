@@ -1,7 +1,7 @@
 """The published FS-DFM checkpoints, converted into those of this project.
 
     python -m extras.published FS-DFM.pth out-published      -> out-published/{dfm,fsdfm}.pt
-    python sample.py --out out-published --sampler extras.samplers.uniform_grid
+    python sample.py --out out-published
 
 A published `.pth` is a dict of state dicts: `teacher_model`, the many-step DFM, `student_model` and
 its EMA `student_ema_model`, FS-DFM. A file with a DFM alone calls it `model`. The network is ours,
@@ -9,7 +9,7 @@ with other names, q, k and v apart, no sines added to the embedding, and t and h
 scale. Its tokens are GPT-2's 50,257; one row more is MASK (extras/mask.py).
 """
 
-from config.command import stop  # first: see there
+from config.command import stop  # before torch
 
 import argparse
 import os

@@ -8,7 +8,7 @@ All three show the same runs (run.py). Runners are named as MODEL:STEPS, as in
 `--race dfm:256 dmd:4`, with or without --html and --gif.
 """
 
-from config.command import pick_device, stop  # first: see there
+from config.command import pick_device, stop  # before torch
 
 import argparse
 import os

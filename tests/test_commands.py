@@ -15,7 +15,7 @@ import torch
 import eval as evaluation
 from data.tokenizer import Tokenizer
 from sample import (
-    at_temperature, fill, find_network, load_checkpoint, load_model, told, write,
+    at_temperature, conditioned_on, fill, find_network, load_checkpoint, load_model, write,
 )
 from test_training import ROOT, run
 
@@ -103,7 +103,8 @@ def test_eval_and_plot(tmp_path):
                "--temperatures", 0.7, 1)
     assert done.returncode == 0, done.stderr
     rows = done.stdout.splitlines()
-    assert max(map(len, rows[:10])) <= 100
+    assert rows[0].startswith("measuring ") and str(tmp_path / "dfm.pt") in rows[0]
+    assert max(map(len, rows[1:10])) <= 100
     report = json.loads((tmp_path / "eval.json").read_text())
     assert report["real"]["right"] == 1 and report["real"]["perplexity"] < 3
     right = {(row["model"], row["steps"], row["temperature"]): row["right"]

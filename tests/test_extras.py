@@ -1,4 +1,4 @@
-"""Checks extras/: samplers, mask, infill (and sample.told), matching, paper, gpt2, in this order.
+"""Checks extras/: samplers, mask, infill and prompts, matching, paper, gpt2, in this order.
 What the other samplers draw is checked in test_exact.py, published.py in test_reference.py."""
 
 import sys
@@ -14,7 +14,7 @@ from data.tokenizer import Tokenizer, describe_words
 from exact import ONCE_IN_10_000, ExactNetwork, chi_square, count_texts, exact_bound
 from extras import gpt2, infill, mask, matching, paper, samplers
 from model import Config, Transformer, student_from
-from sample import fill, load_model, told
+from sample import conditioned_on, fill, load_model
 from test_method import have_distribution
 from test_training import run, same, train, trained
 from toy import ENTROPY, V, sampled_distribution
@@ -115,7 +115,7 @@ def test_the_network_is_told_and_is_sure():
     network, text, x = Stub(), torch.randint(6, (3, 16)), torch.randint(6, (3, 16))
     given, t = torch.rand(3, 16) < 0.5, torch.tensor([0.1, 0.4, 0.8])
     network.table.data *= 30  # the network may be sure of something else
-    logits = told(network, given, text)(x, t)
+    logits = conditioned_on(network, given, text)(x, t)
     ((x_t, times, _),) = network.calls
     assert torch.equal(x_t, torch.where(given, text, x))
     assert torch.equal(times, torch.where(given, 1.0, t[:, None]))
