@@ -7,9 +7,11 @@
 
 Of stories (data/stories.py) it says what can be counted:
 
-    right       share of the texts that are stories without a single mistake
-    variety     of the right ones: entropy of their names, things, colours, places and plots as a
-                share of that of as many true stories, the lowest of the five
+    right       share of the texts that are stories without a single mistake, and between which
+                values it lies with 95% probability (Wilson's interval)
+    variety     of the right ones: entropy of every slot (such as "cx", the first colour), of every
+                pair of slots and of the form of every sentence, as shares of those of as many true
+                stories; the lowest of these, and which
 
 and of any text:
 
@@ -27,6 +29,7 @@ from config.command import autocast, named, pick_device, stop  # before torch
 
 import argparse
 import json
+import math
 import os
 import time
 from collections import Counter
@@ -57,6 +60,13 @@ def mean_and_error(name, values):
     return {name: values.mean().item(), f"{name}_error": error}
 
 
+def wilson(right, n, z=1.96):
+    """The 95% interval of a share, of which `right` of n were seen (Wilson 1927): (low, high)."""
+    share, spread = right / n, z * math.sqrt(right * (n - right) / n + z * z / 4) / n
+    middle = share + z * z / (2 * n)
+    return (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
+
+
 @torch.no_grad()
 def perplexities(x, judge):
     """(N,): exp of the judge's mean nats of each text x (N, L)."""
@@ -78,10 +88,12 @@ def measure_stories(texts):
     """Right stories and their variety, mistakes by kind, and how many each text has."""
     readings = [parse(text) for text in texts]
     mistakes = [len(reading.mistakes) for reading in readings]
-    row = mean_and_error("right", torch.tensor([float(n == 0) for n in mistakes]))
+    right = mistakes.count(0)
+    low, high = wilson(right, len(texts))
+    row = {"right": right / len(texts), "right_low": low, "right_high": high}
     kinds = Counter(mistake.kind for reading in readings for mistake in reading.mistakes)
     row["mistakes"] = {kind: kinds[kind] / len(texts) for kind in KINDS}
-    row["variety"] = variety([reading for reading in readings if not reading.mistakes])
+    row["variety"] = variety(readings)
     return row, mistakes
 
 
@@ -124,20 +136,26 @@ def plus_minus(row, name, digits):
     return f"{row[name]:,.{digits}f} ± {row[name + '_error']:,.{digits}f}"
 
 
+def lowest(shares):
+    """The lowest of {name: share}, and which: "0.916 cx+cy"."""
+    name = min(shares, key=shares.get, default="")
+    return f"{shares[name]:.3f} {name}" if shares else ""
+
+
 def table(report):
     """The rows as text, a line each, at most 100 columns."""
     stories = "right" in report["real"]
-    lines = [f"{'':6}{'steps':>6}{'temp.':>7}" + f"{'right':>16}{'variety':>9}" * stories
-             + f"{'perplexity':>20}{'entropy, bits':>15}{'s/text':>9}{'texts':>7}"]
+    lines = [f"{'':5}{'steps':>6}{'temp.':>6}" + f"{'right, 95%':>20}{'variety':>15}" * stories
+             + f"{'perplexity':>17}{'entropy, bits':>14}{'s/text':>8}{'texts':>6}"]
     for row in [report["real"], *report["rows"]]:
-        line = f"{row['model']:6}{row.get('steps', ''):>6}{row.get('temperature', ''):>7}"
+        line = f"{row['model']:5}{row.get('steps', ''):>6}{row.get('temperature', ''):>6}"
         if stories:
-            lowest = f"{min(row['variety'].values()):.3f}" if row["variety"] else ""
-            line += f"{plus_minus(row, 'right', 3):>16}{lowest:>9}"
+            line += f"{row['right']:.3f} {row['right_low']:.2f}-{row['right_high']:.2f}".rjust(20)
+            line += lowest(row["variety"]).rjust(15)
         digits = 1 if row["perplexity"] >= 10 else 3
-        line += f"{plus_minus(row, 'perplexity', digits):>20}{plus_minus(row, 'entropy', 2):>15}"
+        line += f"{plus_minus(row, 'perplexity', digits):>17}{plus_minus(row, 'entropy', 2):>14}"
         seconds = f"{row['seconds']:.3f}" if "seconds" in row else ""
-        lines.append(f"{line}{seconds:>9}{row['texts']:>7}")
+        lines.append(f"{line}{seconds:>8}{row['texts']:>6}")
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ Stories   right stories against the number of steps, and what is wrong with the 
 Frontier  perplexity against entropy, a point for each temperature: the fairest comparison, since a
           lower temperature lowers both. A model is better where its line is lower.
 
-Error bars are one standard error over texts. Before: eval.py.
+Error bars are one standard error over texts; of right stories, 95% intervals. Before: eval.py.
 """
 
 from config.command import stop  # before torch
@@ -41,12 +41,19 @@ def lines_of(report):
     return lines
 
 
+def error_bars(rows, measure):
+    """Below and above each value: one standard error, or the 95% interval of right stories."""
+    if measure != "right":
+        return [row[f"{measure}_error"] for row in rows]
+    return [[row["right"] - row["right_low"] for row in rows],
+            [row["right_high"] - row["right"] for row in rows]]
+
+
 def draw_line(axis, rows, measure, model, **style):
     """A measure against the number of steps, with its name at the right end."""
     x, y = [row["steps"] for row in rows], [row[measure] for row in rows]
-    errors = [row[f"{measure}_error"] for row in rows]
-    axis.errorbar(x, y, errors, color=COLOURS[model], marker="o", linewidth=2, capsize=3,
-                  label=LABELS[model], **style)
+    axis.errorbar(x, y, error_bars(rows, measure), color=COLOURS[model], marker="o", linewidth=2,
+                  capsize=3, label=LABELS[model], **style)
 
 
 def steps_axis(axis, rows):
@@ -63,10 +70,11 @@ def plain_log_scale(axis):
     axis.set_ylabel(PERPLEXITY)
 
 
-def title(report):
+def title(report, measure="perplexity"):
     counts = sorted({row["texts"] for row in report["rows"]})
     texts = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
-    return f"{report['length']} tokens; error bars: one standard error over {texts} texts"
+    error = "95% interval" if measure == "right" else "one standard error"
+    return f"{report['length']} tokens; error bars: {error} over {texts} texts"
 
 
 def draw_curve(report):
@@ -106,7 +114,7 @@ def draw_stories(report):
     axes[1].set_xlabel("mistakes a story")
     if axes[1].patches:  # FEW steps were measured
         axes[1].legend(frameon=False)
-    figure.suptitle(title(report))
+    figure.suptitle(title(report, "right"))
     return figure
 
 

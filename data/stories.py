@@ -23,7 +23,7 @@ import random
 import re
 from collections import Counter
 from functools import cache
-from itertools import product
+from itertools import combinations, product
 from typing import NamedTuple
 
 from data.tokenizer import describe_words, join_words, split_words
@@ -205,11 +205,16 @@ def fill(part, cast):
     return value
 
 
+def draw_story(rng):
+    """(plot, cast, template of each scene), drawn with rng, a random.Random."""
+    plot = pick(rng, PLOTS)
+    cast = draw_cast(rng)
+    return plot, cast, [pick(rng, list(choices.values())) for _, choices in scenes_of(plot)]
+
+
 def make_story(rng):
     """A right story, a str, drawn with rng, a random.Random."""
-    scenes = scenes_of(pick(rng, PLOTS))
-    cast = draw_cast(rng)
-    templates = [pick(rng, list(templates.values())) for _, templates in scenes]
+    _, cast, templates = draw_story(rng)
     return join_words([fill(part, cast) for template in templates for part in template])
 
 
@@ -235,6 +240,7 @@ class Reading(NamedTuple):
     plot: tuple
     cast: dict  # {role: value}, where the text says it
     mistakes: list
+    forms: list  # the skeleton of each sentence
 
 
 def check(text):
@@ -296,7 +302,8 @@ def read(sentences, plot, pairs):
     cast = {role: counts.most_common(1)[0][0] for role, counts in votes.items() if counts}
     mistakes = slot_mistakes(slots, cast)
     mistakes += sentence_mistakes(sentences, {i for i, _ in pairs}, len(scenes_of(plot)))
-    return Reading(plot, cast, sorted(mistakes, key=lambda mistake: mistake.position))
+    mistakes.sort(key=lambda mistake: mistake.position)
+    return Reading(plot, cast, mistakes, [key for _, _, key in sentences])
 
 
 def slot_mistakes(slots, cast):
@@ -364,37 +371,54 @@ def entropy():
 # variety
 
 
-def slot_entropies(stories):
-    """{kind of slot: bits}: the entropy of the plot, and of the values of a role, a mean over the
-    roles of names, of things, of colours and of places, in a list of (plot, cast). At most log2 of
-    the number of values."""
+def facts(reading):
+    """{name: value} of a right story, all drawn independently of one another: its cast, its plot,
+    and the form of each sentence, "form 1" to "form 10"."""
+    forms = {f"form {i + 1}": form for i, form in enumerate(reading.forms)}
+    return reading.cast | {"plot": reading.plot} | forms
 
-    def bits(values):
-        counts = Counter(values)
-        return -sum(n / counts.total() * math.log2(n / counts.total()) for n in counts.values())
 
-    of_role = {role: bits(cast[role] for _, cast in stories if role in cast) for role in VALUES}
-    found = {kind: sum(of_role[r] for r in roles) / len(roles) for kind, roles in ROLES.items()}
-    return found | {"plot": bits(plot for plot, _ in stories)}
+def bits(values):
+    """The entropy of a list of values, bits."""
+    counts = Counter(values)
+    return -sum(n / counts.total() * math.log2(n / counts.total()) for n in counts.values())
+
+
+def entropies(stories):
+    """{name: bits} of a list of facts: of every slot and the plot ("cx"), every pair of them
+    ("cx+cy") and every sentence's form ("form 3").
+
+    Pairs see what single slots cannot: two colours that are always the same have, each by itself,
+    the entropy of all colours.
+    """
+    slots = [*VALUES, "plot"]
+    found = {name: bits(story[name] for story in stories) for name in stories[0]}
+    return found | {f"{a}+{b}": bits((story[a], story[b]) for story in stories)
+                    for a, b in combinations(slots, 2)}
 
 
 @cache
-def expected_entropies(n, repeats=20):
-    """{kind of slot: bits} of n stories of the grammar, a mean over `repeats` times n. Few stories
-    have less than very many."""
+def expected_entropies(n, repeats=10):
+    """The entropies of n stories of the grammar, a mean over `repeats` times n. Few stories have
+    less than very many."""
     rng = random.Random(0)
-    drawn = [
-        slot_entropies([(pick(rng, PLOTS), draw_cast(rng)) for _ in range(n)])
-        for _ in range(repeats)
-    ]
-    return {kind: sum(one[kind] for one in drawn) / repeats for kind in drawn[0]}
+    drawn = []
+    for _ in range(repeats):
+        stories = []
+        for _ in range(n):
+            plot, cast, templates = draw_story(rng)
+            forms = [skeleton(template) for template in templates]
+            stories.append(facts(Reading(plot, cast, [], forms)))
+        drawn.append(entropies(stories))
+    return {name: sum(one[name] for one in drawn) / repeats for name in drawn[0]}
 
 
 def variety(readings):
-    """{kind of slot: share}: the entropies of these Readings as shares of those of as many stories
-    of the grammar. {} for less than two."""
-    if len(readings) < 2:
+    """{name: share}: the entropies of the right ones of these Readings, as shares of those of as
+    many stories of the grammar. {} for fewer than two. The lowest of the 65 shares is 0.96 in the
+    mean for 64 true stories, 0.98 for 256 and 0.995 for 1,024."""
+    right = [facts(reading) for reading in readings if not reading.mistakes]
+    if len(right) < 2:
         return {}
-    found = slot_entropies([(reading.plot, reading.cast) for reading in readings])
-    expected = expected_entropies(len(readings))
-    return {kind: bits / expected[kind] for kind, bits in found.items()}
+    expected = expected_entropies(len(right))
+    return {name: found / expected[name] for name, found in entropies(right).items()}

@@ -12,9 +12,9 @@ import data.prepare
 import data.tokens
 from data import stories
 from data.stories import (
-    BOYS, CLASSES, KINDS, PLOTS, ROLES, SCENES, VALUES, align, can_check, check, draw_cast, entropy,
-    expand, expected_entropies, fill, log_casts, log_probability, make_story, parse, scenes_of,
-    slot_entropies, split_sentences, variety, vocabulary, wrong_places,
+    BOYS, CLASSES, KINDS, PLOTS, SCENES, VALUES, align, can_check, check, draw_cast, draw_story,
+    entropy, expand, fill, log_casts, log_probability, make_story, parse, scenes_of,
+    split_sentences, variety, vocabulary, wrong_places,
 )
 from data.tokenizer import PAD, UNKNOWN, Tokenizer, describe_words, join_words, split_words
 
@@ -233,68 +233,44 @@ def test_log_probability_is_that_of_the_generator():
         assert sum((n - expected) ** 2 / expected for n in counts.values()) < bound
 
 
-def test_variety():
-    readings = [parse(story) for story in draw(200, seed=6)]
-    shares = variety(readings)
-    assert set(shares) == {*ROLES, "plot"}
+def readings_of(n, seed, change=lambda cast: None):
+    """n right stories, whose casts may be changed before they are told."""
+    rng, found = random.Random(seed), []
+    for _ in range(n):
+        _, cast, templates = draw_story(rng)
+        change(cast)
+        words = [fill(part, cast) for template in templates for part in template]
+        found.append(parse(join_words(words)))
+    return found
+
+
+def test_variety_of_true_stories():
+    shares = variety(readings_of(400, seed=6))
+    assert len(shares) == 9 + 1 + 45 + 10
     assert all(0.97 < share < 1.03 for share in shares.values())
-    same = variety([readings[0]] * 200)
-    assert same["plot"] == 0 and all(share < 0.5 for share in same.values())
-    assert variety(readings[:1]) == variety([]) == {}
+    one = readings_of(1, seed=6)
+    assert max(variety(one * 200).values()) == 0
+    assert variety(one) == variety([]) == {}
+    assert variety([*one * 2, parse("A lake.")]) == variety(one * 2)  # of right stories alone
 
 
-def test_slot_entropies():
-    one = {role: values[0] for role, values in VALUES.items()}
-    other = one | {"A": VALUES["A"][1], "q": VALUES["q"][1]}
-    bits = slot_entropies([(("gift", "trade"), one), (("race", "trade"), other)])
-    assert bits == {"name": 1 / 3, "thing": 0, "colour": 0, "place": 1 / 2, "plot": 1}
-    for kind, known in (("name", 16), ("thing", 12), ("colour", 10), ("place", 10)):
-        known = math.log2(known)
-        assert known - 0.05 < expected_entropies(1000)[kind] < known
+def test_variety_sees_a_pair():
+    """A sampler that copies one colour to the other: each colour has all of its entropy."""
+    shares = variety(readings_of(400, seed=7, change=lambda cast: cast.update(cy=cast["cx"])))
+    assert min(shares["cx"], shares["cy"]) > 0.97
+    assert min(shares, key=shares.get) == "cx+cy"
+    assert shares["cx+cy"] == pytest.approx(math.log2(10) / math.log2(100), abs=0.02)
 
 
-def test_pronouns_follow_names():
-    for name in (name for role in ROLES["name"] for name in VALUES[role]):
-        slot = stories.Slot("he", "A", owner=False)
-        assert fill(slot, {"A": name}) == ("he" if name in BOYS else "she")
+def test_variety_sees_a_form_that_is_never_used():
+    readings = [r for r in readings_of(800, seed=8) if "already" not in r.forms[2]]
+    shares = variety(readings)
+    assert min(shares, key=shares.get) == "form 3" and shares["form 3"] < 0.7
 
 
-# ------------------------------------------------------------------------------------------------
-# words
-
-
-def test_words_round_trip():
-    tokenizer = Tokenizer(describe_words(vocabulary()))
-    for story in draw(50):
-        ids = tokenizer.encode(story)
-        assert tokenizer.decode(ids.tolist()) == story == join_words(split_words(story))
-        padded = ids.tolist() + [tokenizer.ids[PAD]] * 9
-        assert tokenizer.decode(padded) == "".join(tokenizer.pieces(padded)) == story
-    inside = [tokenizer.ids[word] for word in ("Mia", PAD, "had")]
-    assert tokenizer.decode(inside) == "Mia [pad] had"
-    assert tokenizer.encode("Mia had zebras.").tolist()[2] == tokenizer.ids[UNKNOWN]
-    assert tokenizer.unknown("Mia had zebras, zebras.") == ["zebras"]
-    assert can_check(tokenizer) and not can_check(Tokenizer(describe_words({"zebras"})))
-
-
-def test_all_words_of_the_scenes_are_in_the_vocabulary():
-    words = vocabulary()
-    for story in draw(1000):
-        assert set(split_words(story)) <= words
-    assert PAD not in words
-
-
-def test_the_files(tmp_path, monkeypatch):
-    """A right story in every row, and none of the training set among those held out."""
-    for module in (data.prepare, data.tokens):
-        monkeypatch.setattr(module, "FOLDER", tmp_path)
-    data.prepare.prepare_stories("stories", train=2000, val=100)
-    meta, tokens = data.tokens.load_tokens("stories")
-    assert meta["row"] == 128 and can_check(Tokenizer(meta["tokenizer"]))
-    rows = {split: tokens[split].reshape(-1, 128).tolist() for split in tokens}
-    texts = [Tokenizer(meta["tokenizer"]).decode(row) for row in rows["train"] + rows["val"]]
-    assert len(set(texts)) == 2100 and len(rows["val"]) == 100
-    assert all(check(text) == [] for text in texts[-300:])
-    assert texts[:50] == draw(50, seed=0)  # the same on every machine
-    first = data.tokens.held_out(meta, tokens, 20, most=3)
-    assert first.tolist() == [row[:20] for row in rows["val"][:3]]
+def test_entropies():
+    one = {role: values[0] for role, values in VALUES.items()} | {"plot": 1, "form 1": "a"}
+    other = one | {"A": VALUES["A"][1], "q": VALUES["q"][1], "form 1": "b"}
+    bits = stories.entropies([one, other])
+    assert {name for name in bits if "+" not in name and bits[name] == 1} == {"A", "q", "form 1"}
+    assert {bits["A+q"], bits["A+plot"]} == {1} and bits["x+plot"] == 0
