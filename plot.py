@@ -1,10 +1,12 @@
 """The pictures of what eval.py measured.
 
     python plot.py     OUT/eval.json -> OUT/curve.png, of stories OUT/stories.png, and where there
-                       are several temperatures OUT/frontier.png; each as SVG, too
+                       are several temperatures OUT/frontier.png; each as SVG, too.
+                       OUT/ladder.json (experiments/ladder.py) -> OUT/ladder.png
 
 Curve     perplexity and entropy against the number of steps.
 Stories   right stories against the number of steps, and what is wrong with the others.
+Ladder    right stories in few steps, one idea more on each rung.
 Frontier  perplexity against entropy, a point for each temperature: the fairest comparison, since a
           lower temperature lowers both. A model is better where its line is lower.
 
@@ -27,6 +29,7 @@ from eval import FEW
 
 LABELS = {"dfm": "DFM", "fsdfm": "FS-DFM", "dmd": "distribution matching"}
 COLOURS = {"dfm": "#1f5fa8", "fsdfm": "#d1495b", "dmd": "#2a9d5c"}
+LADDER_COLOURS = ["#1f5fa8", "#f0a030", "#7fb0e0", "#806000"]  # most steps first
 GREY = "#444444"  # of real text
 PERPLEXITY, ENTROPY = "generative perplexity (lower is better)", "token entropy, bits"
 LOOK = {"font.size": 13, "axes.spines.top": False, "axes.spines.right": False}
@@ -118,6 +121,40 @@ def draw_stories(report):
     return figure
 
 
+def draw_ladder(rows, report):
+    """Right stories of each rung, a bar for each number of steps, and the DFM's in the most."""
+    rungs = list(dict.fromkeys(row["rung"] for row in rows))
+    counts = sorted({row["steps"] for row in rows}, reverse=True)
+    figure, axis = plt.subplots(figsize=(11, 1.5 + 0.85 * len(rungs)), layout="constrained")
+    height = 0.8 / len(counts)
+    for i, n in enumerate(counts):
+        found = [row for row in rows if row["steps"] == n]
+        places = [rungs.index(row["rung"]) + (i + 0.5) * height - 0.4 for row in found]
+        bars = axis.barh(places, [row["right"] for row in found], 0.92 * height,
+                         xerr=error_bars(found, "right"), capsize=3, label=f"{n} steps",
+                         color=LADDER_COLOURS[i % 4])
+        axis.bar_label(bars, [f"{row['right']:.0%}" for row in found], padding=4)
+    many = max((row for row in report["rows"] if row["model"] == "dfm" and "right" in row),
+               key=lambda row: row["steps"], default=None)
+    if many and many["steps"] > max(counts):
+        axis.axvline(many["right"], color=GREY, linestyle="--",
+                     label=f"DFM, {many['steps']:,} steps")
+    axis.set_yticks(range(len(rungs)), [f"{rung}\n{function_of(rows, rung)}" for rung in rungs])
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1.12)
+    axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
+    axis.set_xlabel("stories without a mistake (bars: 95% intervals)")
+    axis.legend(frameon=False, loc="upper right")
+    few = [row for row in rows if row["steps"] == counts[-1]]
+    axis.set_title(f"{counts[-1]} steps: from {few[0]['right']:.0%} right stories "
+                   f"to {few[-1]['right']:.0%}, one idea a rung", loc="left")
+    return figure
+
+
+def function_of(rows, rung):
+    return next(row["function"] for row in rows if row["rung"] == rung)
+
+
 def draw_frontier(report):
     """Perplexity against entropy, a line for each model and number of steps, the temperature beside
     each point, and a star for real text."""
@@ -163,6 +200,10 @@ def main():
             figures["stories"] = draw_stories(report)
     if len({row["temperature"] for row in report["rows"]}) > 1:
         figures["frontier"] = draw_frontier(report)
+    ladder = os.path.join(out, "ladder.json")
+    if os.path.exists(ladder):
+        with open(ladder) as file:
+            figures["ladder"] = draw_ladder(json.load(file), report)
     for name, figure in figures.items():
         figure.savefig(os.path.join(out, f"{name}.svg"))
         figure.savefig(os.path.join(out, f"{name}.png"), dpi=150)

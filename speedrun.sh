@@ -45,4 +45,5 @@ done
 python sample.py --model dfm --out "$out"  # what they write, in 8 steps
 python sample.py --model fsdfm --out "$out"
 python eval.py --seed "$seed" --out "$out"
+if [ "$data" = stories ]; then python experiments/ladder.py --seed "$seed" --out "$out"; fi
 python plot.py --out "$out"

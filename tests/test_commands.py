@@ -91,8 +91,11 @@ def test_measures_by_hand():
         return torch.zeros(*x.shape, 7)
 
     torch.testing.assert_close(evaluation.perplexities(x, judge), torch.full((3,), 7.0))
-    row = evaluation.mean_and_error("right", torch.tensor([0.0, 1.0, 1.0, 1.0]))
-    assert row == {"right": 0.75, "right_error": pytest.approx(0.25)}
+    row = evaluation.mean_and_error("nats", torch.tensor([0.0, 1.0, 1.0, 1.0]))
+    assert row == {"nats": 0.75, "nats_error": pytest.approx(0.25)}
+    assert evaluation.wilson(8, 10) == pytest.approx((0.490, 0.943), abs=0.001)
+    low, high = evaluation.wilson(256, 256)
+    assert high == 1 and 0.98 < low < 0.99
 
 
 def test_eval_and_plot(tmp_path):
@@ -111,9 +114,14 @@ def test_eval_and_plot(tmp_path):
              for row in report["rows"]}
     assert len(right) == 8
     assert right["fsdfm", 8, 1] > 0.5 > right["fsdfm", 1, 1]  # 0.90 and 0.0 in weights/README.md
+    done = run("experiments/ladder.py", "--out", tmp_path, "--num-samples", 16)
+    assert done.returncode == 0, done.stderr
+    ladder = json.loads((tmp_path / "ladder.json").read_text())
+    assert [row["steps"] for row in ladder] == [4, 8] * 4  # no dmd.pt there: no such rung
+    assert ladder[-1]["right"] == right["fsdfm", 8, 1]  # the same stories
     done = run("plot.py", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
-    for name in ("curve", "stories", "frontier"):
+    for name in ("curve", "stories", "frontier", "ladder"):
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert b"<svg" in (tmp_path / f"{name}.svg").read_bytes()
 
