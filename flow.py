@@ -16,8 +16,9 @@ is the cumulative scalar, the rate averaged over the step:
 A token that jumps goes to another token, y ~ p restricted to y != x_t. That move is forced, so a
 token moves at most once a step; toy.py compares other rules, extras/samplers.py has them as code.
 
-Sources: Gat et al. 2024 (discrete flow matching), Shaul et al. 2025 (generalised KL), FS-DFM
-(arXiv 2509.20624, cumulative scalar). Before: model.py. Read next: distill.py.
+Sources: Campbell et al. 2024, Gat et al. 2024 (discrete flow matching), Shaul et al. 2025
+(generalised KL), FS-DFM (arXiv 2509.20624, cumulative scalar; Wan et al. 2026, arXiv 2601.22519,
+found it again, with error bounds). Before: model.py. Read next: distill.py.
 """
 
 import math
