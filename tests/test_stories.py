@@ -12,8 +12,8 @@ import data.prepare
 import data.tokens
 from data import stories
 from data.stories import (
-    BOYS, CLASSES, KINDS, PLOTS, SCENES, VALUES, align, can_check, check, draw_cast, draw_story,
-    entropy, expand, fill, log_casts, log_probability, make_story, parse, scenes_of,
+    BOYS, CLASSES, KINDS, PLOTS, ROLES, SCENES, VALUES, align, can_check, check, draw_cast,
+    draw_story, entropy, expand, fill, log_casts, log_probability, make_story, parse, scenes_of,
     split_sentences, variety, vocabulary, wrong_places,
 )
 from data.tokenizer import PAD, UNKNOWN, Tokenizer, describe_words, join_words, split_words
@@ -274,3 +274,50 @@ def test_entropies():
     bits = stories.entropies([one, other])
     assert {name for name in bits if "+" not in name and bits[name] == 1} == {"A", "q", "form 1"}
     assert {bits["A+q"], bits["A+plot"]} == {1} and bits["x+plot"] == 0
+
+
+def test_pronouns_follow_names():
+    for name in (name for role in ROLES["name"] for name in VALUES[role]):
+        slot = stories.Slot("he", "A", owner=False)
+        assert fill(slot, {"A": name}) == ("he" if name in BOYS else "she")
+
+
+# ------------------------------------------------------------------------------------------------
+# words
+
+
+def test_words_round_trip():
+    tokenizer = Tokenizer(describe_words(vocabulary()))
+    for story in draw(50):
+        ids = tokenizer.encode(story)
+        assert tokenizer.decode(ids.tolist()) == story == join_words(split_words(story))
+        padded = ids.tolist() + [tokenizer.ids[PAD]] * 9
+        assert tokenizer.decode(padded) == "".join(tokenizer.pieces(padded)) == story
+    inside = [tokenizer.ids[word] for word in ("Mia", PAD, "had")]
+    assert tokenizer.decode(inside) == "Mia [pad] had"
+    assert tokenizer.encode("Mia had zebras.").tolist()[2] == tokenizer.ids[UNKNOWN]
+    assert tokenizer.unknown("Mia had zebras, zebras.") == ["zebras"]
+    assert can_check(tokenizer) and not can_check(Tokenizer(describe_words({"zebras"})))
+
+
+def test_all_words_of_the_scenes_are_in_the_vocabulary():
+    words = vocabulary()
+    for story in draw(1000):
+        assert set(split_words(story)) <= words
+    assert PAD not in words
+
+
+def test_the_files(tmp_path, monkeypatch):
+    """A right story in every row, and none of the training set among those held out."""
+    for module in (data.prepare, data.tokens):
+        monkeypatch.setattr(module, "FOLDER", tmp_path)
+    data.prepare.prepare_stories("stories", train=2000, val=100)
+    meta, tokens = data.tokens.load_tokens("stories")
+    assert meta["row"] == 128 and can_check(Tokenizer(meta["tokenizer"]))
+    rows = {split: tokens[split].reshape(-1, 128).tolist() for split in tokens}
+    texts = [Tokenizer(meta["tokenizer"]).decode(row) for row in rows["train"] + rows["val"]]
+    assert len(set(texts)) == 2100 and len(rows["val"]) == 100
+    assert all(check(text) == [] for text in texts[-300:])
+    assert texts[:50] == draw(50, seed=0)  # the same on every machine
+    first = data.tokens.held_out(meta, tokens, 20, most=3)
+    assert first.tolist() == [row[:20] for row in rows["val"][:3]]
