@@ -34,8 +34,9 @@ What each part is worth (uniform source, 8 steps; total variation from TEXT, 0.5
 
 The last steps of power 2 are small: later steps correct early errors, and none corrects the last.
 
-Sources: Gat et al. 2024 (discrete flow matching), FS-DFM (arXiv 2509.20624: cumulative scalar,
-shortcut teacher). Read next: model.py, the network that learns the posterior.
+Sources: Campbell et al. 2024, Gat et al. 2024 (discrete flow matching), Frans et al. 2024 (one step
+learns what two half steps do), FS-DFM (arXiv 2509.20624: cumulative scalar, the teacher's four
+calls). Read next: model.py, the network that learns the posterior.
 """
 
 import itertools
