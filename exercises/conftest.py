@@ -15,7 +15,8 @@ def pytest_addoption(parser):
 
 
 def only_exercises(config):
-    return all(Path(argument.split("::")[0]).resolve() == HERE for argument in config.args)
+    paths = [Path(argument.split("::")[0]).resolve() for argument in config.args]
+    return all(HERE in (path, path.parent) for path in paths)
 
 
 def pytest_configure(config):

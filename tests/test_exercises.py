@@ -38,8 +38,10 @@ def test_it_has_all_of_its_parts(name):
     assert [other for other in NAMES if word in other] == [name]  # it runs this test alone
 
 
-def test_the_solutions_pass():
+def test_the_solutions_pass_and_write_a_story():
     assert run_exercises("--solutions") == dict.fromkeys(NAMES, "right")
+    story = [sys.executable, "-m", "exercises.solutions"]
+    assert len(subprocess.run(story, cwd=ROOT, capture_output=True).stdout.split()) > 60
 
 
 def test_the_starters_are_not_written_yet():
