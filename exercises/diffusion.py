@@ -4,7 +4,7 @@
     python -m exercises.diffusion      a story, written by your code (from exercise 5 on)
 
 Where a function says `raise NotImplementedError`, your code goes. B texts have L tokens of V
-symbols. Token ids are int64, and kappa(t) = t but in exercise 6.
+symbols. Token ids are int64, and kappa(t) = t, except in exercise 6.
 """
 
 import math
