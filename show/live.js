@@ -192,14 +192,14 @@ element("live-panes").onclick = ({ target }) => {
 const GUIDE = [
   [4, "Both networks get the same noise, and 4 steps to make a story of it. Red words are wrong: "
     + "they contradict the others. Watch the counters grow."],
-  [64, "With 64 steps the teacher gets it right too. But that is 16 times the work: a call of the "
-    + "network for each step. The student is trained to need fewer."],
+  [64, "With 64 steps the teacher is nearly always right too. But that is 16 times the work, a call "
+    + "of the network for each step. The student is trained to need fewer."],
   [1, "One step draws all words at once, and none knows of the others. Each is likely by itself; "
     + "together they make no story."],
   [4, "Point at a word: the network gives every word of its vocabulary a probability to stand "
     + "there. Where several are likely, words that are drawn at once do not agree."],
   [8, "Click a word of a finished story to plant a wrong one. The network goes on from t = 0.5 and "
-    + "heals it: any word can be taken back. In a mask model what is written stays."],
+    + "mostly heals it: it can take any word back. In a mask model what is written stays."],
   [4, "Why it is so, below: a world of 16 texts where every number is exact. Move its slider, then "
     + "choose 8 steps."],
 ];
@@ -227,6 +227,8 @@ async function start() {
   element("live").hidden = false;
   element("prompt-label").hidden = !["word", "char"].includes(data.tokens.kind);
   guide();
+  const labels = Object.fromEntries(data.runs.map((run) => [run.name, run.label]));
+  element("who").textContent = `Teacher: DFM. Student: ${labels[data.live[1]] ?? data.live[1]}.`;
   readAddress();
   setPaused(still);
   const recorded = panes.map(({ name }) => (

@@ -71,8 +71,8 @@ class Pane {
     const head = make(box, "div", "head");
     this.title = make(head, "h2");
     this.counter = make(head, "span", "counter");
-    const text = make(box, "div", "text");
     this.verdict = make(box, "p", "verdict small");
+    const text = make(box, "div", "text");
     this.cells = Array.from({ length: L }, (_, i) => {
       const blank = text.appendChild(document.createTextNode(""));
       const word = make(text, "span");
@@ -131,7 +131,8 @@ function showTip(word) {
   const { state } = pane;
   const rows = state.p || state.percent ? rowsOf(state, place) : [];
   tip.replaceChildren();
-  make(tip, "p", "", rows.length ? "The network, before this step:" : "Nothing is drawn here yet.");
+  const when = state.p ? "The network, before this step:" : "The network, when this was drawn:";
+  make(tip, "p", "", rows.length ? when : "Nothing is drawn here yet.");
   for (const [token, p] of rows) {
     const row = make(tip, "div");
     const piece = data.tokens.pieces[token];
