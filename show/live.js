@@ -68,7 +68,7 @@ function change(kept = settings.kept) {
   const steps = numberOf("steps");
   settings = {
     steps, template, kept, seed: Math.round(numberOf("seed")), temperature: numberOf("temperature"),
-    power: Number(element("grid").value),
+    power: element("grid").value === "1" ? 1 : 2,
   };
   element("steps-told").textContent = steps;
   for (const pane of panes) Object.assign(pane, { right: 0, texts: 0 });
@@ -122,12 +122,13 @@ function verdictOf(mistakes) {
   return `Word ${position + 1}: ${message}${more}`;
 }
 
+const haste = () => Math.max(0.1, 1 - panes[0].texts / 10); // the first texts slowly
+
 // Writes a text in each pane, or in the one with a planted word, as far as the settings stay.
 async function write(now) {
   const own = now.planted ? [now.planted.pane] : panes;
-  const haste = Math.max(0.1, 1 - panes[0].texts / 10); // the first texts slowly
-  const { steps: n, planted } = now;
-  const start = { ...now, n, planted: null, kept: null, ...(planted && planted.start) };
+  const { steps: n, seed, temperature, power, template, planted } = now;
+  const start = { n, seed, temperature, power, template, ...planted?.start };
   let next = own.map((pane) => pane.ask({ start }));
   for (let step = 0; ; step++) {
     const states = await Promise.all(next);
@@ -136,7 +137,7 @@ async function write(now) {
     states.forEach((state, i) => show(own[i], state, now));
     if (step === n) return;
     next = own.map((pane) => pane.ask({}));
-    await pause(planted && step === 0 ? 1200 : haste * Math.min(SLOW, 4 * SLOW / n));
+    await pause(planted && step === 0 ? 1200 : haste() * Math.min(SLOW, 4 * SLOW / n));
   }
 }
 
@@ -145,12 +146,13 @@ async function writeForever() {
     const now = settings;
     await write(now);
     if (now.planted && now === settings) setPaused(true);
-    const until = performance.now() + REST * Math.max(0.15, 1 - panes[0].texts / 10);
-    const held = () => paused || (pointed && panes.includes(pointed.pane));
+    const until = performance.now() + REST * haste();
+    const held = () => paused || (pointed && panes.includes(pointed.pane)); // it is read
     while (now === settings && (held() || performance.now() < until)) await pause(50);
     if (now !== settings) continue;
-    element("seed").value = (now.seed + 1) % 1e6;
-    settings = { ...now, seed: (now.seed + 1) % 1e6, planted: null };
+    const seed = (now.seed + 1) % 1e6;
+    if (document.activeElement !== element("seed")) element("seed").value = seed; // not typed in
+    settings = { ...now, seed, planted: null };
   }
 }
 
@@ -171,8 +173,9 @@ function plant(pane, place) {
   tokens[place] = wrongWord(tokens[place]);
   const template = settings.template.with(place, -1);
   setPaused(false);
-  const start = { from: PLANTED_AT, tokens, template };
-  settings = { ...settings, template, planted: { pane, place, start } };
+  settings = {
+    ...settings, template, planted: { pane, place, start: { from: PLANTED_AT, tokens } },
+  };
 }
 
 function keep(pane, place) {
@@ -235,8 +238,8 @@ async function start() {
     data.runs.filter((run) => run.name === name).sort((a, b) => a.steps - b.steps)[0]
   ));
   const both = recorded.every(Boolean) && new Player(recorded, panes);
-  if (both) panes.forEach((pane, i) => {
-    pane.title.textContent = `recorded: ${titleOf(recorded[i])}`;
+  panes.forEach((pane, i) => {
+    if (both) pane.title.textContent = `recorded: ${titleOf(recorded[i])}`;
   });
   if (both) both.start();
   await pause(0); // the first picture
@@ -244,8 +247,8 @@ async function start() {
   panes.forEach((pane, i) => { pane.ask = workers[i].ask; });
   await Promise.all(workers.map(({ ready }) => ready));
   if (both) both.playing = false;
-  for (const id of FIELDS) element(id).addEventListener("change", () => change());
-  element("steps").oninput = () => change();
+  for (const id of FIELDS.slice(1)) element(id).onchange = () => change();
+  element("steps").oninput = () => change(); // while it moves
   element("pause").onclick = () => setPaused(!paused);
   element("other").onclick = () => {
     element("seed").value = Math.floor(Math.random() * 1e6);
