@@ -234,6 +234,14 @@ async function start() {
   element("who").textContent = `Teacher: DFM. Student: ${labels[data.live[1]] ?? data.live[1]}.`;
   readAddress();
   setPaused(still);
+  for (const id of FIELDS.slice(1)) element(id).onchange = () => change();
+  element("steps").oninput = () => change(); // while it moves
+  element("pause").onclick = () => setPaused(!paused);
+  element("other").onclick = () => {
+    element("seed").value = Math.floor(Math.random() * 1e6);
+    change();
+  };
+  addEventListener("hashchange", readAddress);
   const recorded = panes.map(({ name }) => (
     data.runs.filter((run) => run.name === name).sort((a, b) => a.steps - b.steps)[0]
   ));
@@ -247,14 +255,6 @@ async function start() {
   panes.forEach((pane, i) => { pane.ask = workers[i].ask; });
   await Promise.all(workers.map(({ ready }) => ready));
   if (both) both.playing = false;
-  for (const id of FIELDS.slice(1)) element(id).onchange = () => change();
-  element("steps").oninput = () => change(); // while it moves
-  element("pause").onclick = () => setPaused(!paused);
-  element("other").onclick = () => {
-    element("seed").value = Math.floor(Math.random() * 1e6);
-    change();
-  };
-  addEventListener("hashchange", readAddress);
   while (paused) await pause(50);
   writeForever();
 }

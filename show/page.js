@@ -235,7 +235,7 @@ class Player {
       this.playing = this.playing && this.position < 1;
       last = now;
     }
-    this.draw();
+    if (this.position === 1) this.draw();
   }
 }
 
@@ -259,7 +259,9 @@ function startRace() {
     player.draw();
   };
   element("play").onclick = () => {
-    if (player.playing) player.playing = false; else player.play();
+    if (!player.playing) return player.play();
+    player.playing = false;
+    return player.draw();
   };
   if (data.live.length) player.draw(); else player.start();
   return player;
