@@ -226,9 +226,10 @@ element("guide-next").onclick = () => {
 // the start: recorded runs of both, until their networks are ready
 
 async function start() {
-  element("guide").hidden = false;
+  element("guide").hidden = !checker; // it speaks of stories
   element("live").hidden = false;
   element("prompt-label").hidden = !["word", "char"].includes(data.tokens.kind);
+  element("prompt").placeholder = checker ? "Mia had a" : "";
   guide();
   const labels = Object.fromEntries(data.runs.map((run) => [run.name, run.label]));
   element("who").textContent = `Teacher: DFM. Student: ${labels[data.live[1]] ?? data.live[1]}.`;
