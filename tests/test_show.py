@@ -187,12 +187,12 @@ def test_the_steps_of_the_page_have_the_right_probabilities():
 
 
 def test_the_checker_of_the_page_is_the_checker():
-    """On right stories, on these with words taken out or replaced, and on what networks write."""
+    """On right stories, on these with words moved or replaced, and on what networks write."""
     rng = random.Random(1)
     texts = [""] + [make_story(rng) for _ in range(9)]
     for words in [split_words(text) for text in texts[1:]] * 3:
         i, j = sorted(rng.sample(range(len(words)), 2))
-        texts += map(join_words, [words[:i] + words[j:], words[:i] + [words[j]] + words[i + 1 :]])
+        texts += map(join_words, [words[j:] + words[i:j], words[:i] + [words[j]] + words[i + 1 :]])
     for name, steps in [("dfm", 1), ("dfm", 4), ("fsdfm", 2), ("fsdfm", 6)]:
         model, tokenizer = load_model(ROOT / f"weights/{name}.pt")
         texts += write(model, tokenizer, num_samples=4, steps=steps, seed=1)
