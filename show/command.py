@@ -35,7 +35,7 @@ def parse_arguments():
         help=f"the runners, side by side on the terminal (default: {' '.join(RUNNERS)})")
     add("--html", metavar="FILE", help="the race as a page for a browser")
     add("--live", action="store_true",
-        help="the first student's weights are in the page, and it writes there")
+        help="the DFM and the first student write in the page: it has their weights")
     add("--gif", metavar="FILE", help="the race as a moving picture")
     add("--pace", type=float, default=0.5,
         help="of --race: seconds in which a step of the fastest runner is shown; 0 is the true "
@@ -82,6 +82,9 @@ def main():
     terminal = arguments.race is not None and on_terminal()
     runners = [parse_runner(text) for text in arguments.race or RUNNERS]
     names = [name for name, _ in runners]
+    student = next((name for name in names if name != "dfm"), "fsdfm")
+    if arguments.live:
+        names += ["dfm", student]
     networks, judge, tokenizer = load_networks(
         names, arguments.out, pick_device(arguments.device)
     )
@@ -91,10 +94,9 @@ def main():
     if arguments.html:
         from show.page import page_data, write_page
 
-        live = next((name for name in names if name != "dfm"), names[0])
+        live = {name: networks[name] for name in ("dfm", student)} if arguments.live else None
         command = f"python sample.py {shlex.join(sys.argv[1:])} (seed {arguments.seed})"
-        network = networks[live] if arguments.live else None
-        write_page(arguments.html, page_data(runs, tokenizer, command, network, LABELS[live]))
+        write_page(arguments.html, page_data(runs, tokenizer, command), live)
         print(f"{arguments.html}: open it in a browser")
     if arguments.gif:
         from show.picture import write_gif

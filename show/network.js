@@ -1,4 +1,5 @@
-// model.py in JavaScript: logits = network.logits(tokens, t, h) for one text, in float32.
+// model.py in JavaScript: logits = network.logits(tokens, times, h) for one text, in float32. As
+// there, `times` is one time for all tokens, [t], or one for each (given tokens are at t = 1).
 //
 // Weights come as int8, a row of a matrix with a scale of its own (page.py). Read
 // model.py first: the names are the same. Arrays are Float32Array, a matrix is row after row.
@@ -85,7 +86,7 @@ function gelu(x) {
   return x.map((v) => 0.5 * v * (1 + Math.tanh(c * (v + 0.044715 * v * v * v))));
 }
 
-// LayerNorm of every row, then (1 + scale) and shift.
+// LayerNorm of every row, then (1 + scale) and shift, which have a row for all or one for each.
 function modulatedNorm(x, weight, shift, scale, L, d) {
   const y = new Float32Array(L * d);
   for (let i = 0; i < L; i++) {
@@ -94,8 +95,10 @@ function modulatedNorm(x, weight, shift, scale, L, d) {
     for (let k = 0; k < d; k++) mean += x[i * d + k] / d;
     for (let k = 0; k < d; k++) square += (x[i * d + k] - mean) ** 2 / d;
     const factor = 1 / Math.sqrt(square + 1e-5);
+    const row = i * d % scale.length;
     for (let k = 0; k < d; k++) {
-      y[i * d + k] = (x[i * d + k] - mean) * factor * weight[k] * (1 + scale[k]) + shift[k];
+      const normed = (x[i * d + k] - mean) * factor * weight[k];
+      y[i * d + k] = normed * (1 + scale[row + k]) + shift[row + k];
     }
   }
   return y;
@@ -125,28 +128,40 @@ class Network {
     return linear(x, weight, this.weights[`${name}.bias`], L, n, weight.length / n);
   }
 
-  // A number in [0, 1] -> 128 cosines, 128 sines, a small MLP.
-  embedScalar(name, value) {
-    const angles = Float32Array.from({ length: 128 }, (_, k) => (
-      this.config.time_scale * value * Math.exp(-Math.log(10000) * k / 128)
-    ));
-    const x = Float32Array.of(...angles.map(Math.cos), ...angles.map(Math.sin));
-    return this.linear(`${name}.mlp.2`, silu(this.linear(`${name}.mlp.0`, x, 1)), 1);
+  // Numbers in [0, 1] (T) -> for each 128 cosines, 128 sines, a small MLP: (T, cond_dim).
+  embedScalar(name, values) {
+    const T = values.length;
+    const x = new Float32Array(T * 256);
+    for (let i = 0; i < T; i++) {
+      for (let k = 0; k < 128; k++) {
+        const angle = this.config.time_scale * values[i] * Math.exp(-Math.log(10000) * k / 128);
+        x[i * 256 + k] = Math.cos(angle);
+        x[i * 256 + k + 128] = Math.sin(angle);
+      }
+    }
+    return this.linear(`${name}.mlp.2`, silu(this.linear(`${name}.mlp.0`, x, T)), T);
   }
 
-  condition(t, h) {
-    const time = this.embedScalar("condition.time_embedding", t);
+  condition(times, h) {
+    const time = this.embedScalar("condition.time_embedding", times);
     if (!this.config.step_aware) return silu(time);
-    const step = this.embedScalar("condition.step_embedding", h);
-    return silu(this.linear("condition.fuser", Float32Array.of(...time, ...step), 1));
+    const step = this.embedScalar("condition.step_embedding", [h]);
+    const n = step.length;
+    const both = times.flatMap((_, i) => [...time.slice(i * n, (i + 1) * n), ...step]);
+    return silu(this.linear("condition.fuser", Float32Array.from(both), times.length));
   }
 
-  // adaLN: c -> shifts, scales, gates of d numbers each.
-  modulation(name, c) {
-    const own = this.config.step_aware ? silu(this.linear(`${name}.fuser`, c, 1)) : c;
-    const all = this.linear(`${name}.linear`, own, 1);
+  // adaLN: c (T, n) -> shifts, scales, gates, (T, d) each.
+  modulation(name, c, T) {
+    const own = this.config.step_aware ? silu(this.linear(`${name}.fuser`, c, T)) : c;
+    const all = this.linear(`${name}.linear`, own, T);
     const d = this.config.dim;
-    return Array.from({ length: all.length / d }, (_, i) => all.slice(i * d, (i + 1) * d));
+    const parts = all.length / T / d;
+    return Array.from({ length: parts }, (_, part) => (
+      Float32Array.from({ length: T * d }, (_, i) => (
+        all[(Math.floor(i / d) * parts + part) * d + i % d]
+      ))
+    ));
   }
 
   // cos and sin (L, size / 2) of position times frequency.
@@ -216,13 +231,14 @@ class Network {
     return this.linear(`${name}.out`, y, L);
   }
 
-  block(name, x, c, L) {
+  block(name, x, c, L, T) {
     const d = this.config.dim;
-    const [shift1, scale1, gate1, shift2, scale2, gate2] = this.modulation(`${name}.modulation`, c);
+    const [shift1, scale1, gate1, shift2, scale2, gate2]
+      = this.modulation(`${name}.modulation`, c, T);
     const norm = (n, input, shift, scale) => (
       modulatedNorm(input, this.weights[`${name}.norm${n}.weight`], shift, scale, L, d)
     );
-    const add = (input, branch, gate) => input.map((v, i) => v + gate[i % d] * branch[i]);
+    const add = (input, branch, gate) => input.map((v, i) => v + gate[i % gate.length] * branch[i]);
     let branch = this.attention(`${name}.attention`, norm(1, x, shift1, scale1), L);
     const middle = add(x, branch, gate1);
     branch = gelu(this.linear(`${name}.mlp.0`, norm(2, middle, shift2, scale2), L));
@@ -230,13 +246,13 @@ class Network {
     return add(middle, branch, gate2);
   }
 
-  // tokens: L numbers; t and h in [0, 1] -> logits, L times V numbers.
-  logits(tokens, t, h) {
-    const L = tokens.length;
-    const c = this.condition(t, h);
+  // tokens: L numbers; times: one or L; times and h in [0, 1] -> logits, L times V numbers.
+  logits(tokens, times, h) {
+    const [L, T] = [tokens.length, times.length];
+    const c = this.condition(times, h);
     let x = this.embed(tokens);
-    for (let i = 0; i < this.config.n_layer; i++) x = this.block(`blocks.${i}`, x, c, L);
-    const [shift, scale] = this.modulation("output_layer.modulation", c);
+    for (let i = 0; i < this.config.n_layer; i++) x = this.block(`blocks.${i}`, x, c, L, T);
+    const [shift, scale] = this.modulation("output_layer.modulation", c, T);
     const weight = this.weights["output_layer.norm.weight"];
     x = modulatedNorm(x, weight, shift, scale, L, this.config.dim);
     return this.linear("output_layer.linear", x, L);

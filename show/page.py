@@ -1,11 +1,12 @@
 """The race as one page for a browser, which needs no network and no server: a template, its
 scripts, and what was recorded.
 
-    page_data     runs, exact world and perhaps a network -> a dict for JSON
-    write_page    the dict -> one file of HTML
+    page_data     runs, grammar and exact world -> a dict for JSON
+    write_page    the dict, and perhaps two networks -> one file of HTML
 
-The scripts: page.js replays the runs. With --live, network.js is model.py in JavaScript, sampler.js
-is flow.py, and live.js lets the viewer use them.
+The scripts: page.js has panes and recorded runs, checker.js is data/stories.py's checker, world.js
+the exact world. With --live, live.js has two networks write: network.js is model.py in JavaScript,
+sampler.js is flow.py, and both run in a worker.
 """
 
 import base64
@@ -16,14 +17,16 @@ import numpy as np
 import torch
 
 import toy
-from data.stories import wrong_places
+from data import stories
+from data.stories import can_check
 from data.tokenizer import MARKS, PAD
 from flow import generate
 from show.run import LABELS
 
 FOLDER = Path(__file__).resolve().parent
-SCRIPTS = ["page.js"]
-LIVE_SCRIPTS = ["network.js", "sampler.js", "live.js"]
+SCRIPTS = ["checker.js", "page.js", "world.js"]
+WORKER = ["network.js", "sampler.js", "worker.js"]
+
 
 def changes_of(run):
     """For each step a flat list [place, token, percent, ...] of the tokens that are another than
@@ -40,22 +43,36 @@ def changes_of(run):
 
 def run_data(run):
     return {
+        "name": run.name,
         "label": LABELS[run.name],
         "steps": run.steps,
         "seconds": [round(value, 4) for value in run.seconds],
         "noise": run.states[0].tolist(),
         "changes": changes_of(run),
-        "wrong": sorted(wrong_places(run.mistakes or [])),
-        "mistakes": run.mistake_lines(),
         "verdict": run.verdict(),
     }
 
 
 def pieces_of(tokenizer):
-    """The str of each token, and of words which of them stand without a blank before them."""
+    """The str of each token, the kind of tokens, and the words that no blank stands before."""
     pieces = [tokenizer.pieces([i])[0] or PAD for i in range(tokenizer.vocab_size)]
-    is_word = tokenizer.description["kind"] == "word"
-    return {"pieces": pieces, "pad": PAD, "words": is_word, "marks": MARKS}
+    return {"pieces": pieces, "pad": PAD, "kind": tokenizer.kind, "marks": MARKS}
+
+
+def grammar_data():
+    """data/stories.py as data, for checker.js. The parts of a template are words and slots."""
+    plots = [[[name, [[part if isinstance(part, str) else list(part) for part in template]
+                      for template in templates.values()]]
+              for name, templates in stories.scenes_of(plot)] for plot in stories.PLOTS]
+    return {
+        "values": stories.VALUES,
+        "kinds": stories.ROLES,
+        "classes": stories.CLASSES,
+        "pronouns": stories.PRONOUNS,
+        "articles": stories.ARTICLES,
+        "boys": sorted(stories.BOYS),
+        "plots": plots,
+    }
 
 
 def world_data():
@@ -109,24 +126,40 @@ def network_data(model):
     }
 
 
-def page_data(runs, tokenizer, command, live=None, label=""):
-    """All that the page knows. `live` is the network that runs in the browser."""
-    data = {
+def page_data(runs, tokenizer, command):
+    """All that the page knows but the networks."""
+    return {
         "command": command,
         "tokens": pieces_of(tokenizer),
         "runs": [run_data(run) for run in runs],
         "world": world_data(),
+        "grammar": grammar_data() if can_check(tokenizer) else None,
     }
-    if live is not None:
-        data["network"] = network_data(live) | {"label": label}
-    return data
 
 
-def write_page(path, data):
-    """Writes the page: page.html with the scripts and the data in it."""
-    names = SCRIPTS + (LIVE_SCRIPTS if "network" in data else [])
-    scripts = "\n".join((FOLDER / name).read_text("utf-8") for name in names)
+def to_json(data):
+    return json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
+
+
+def write_page(path, data, live=None):
+    """Writes the page: page.html with the data and the scripts in it. `live` has the networks that
+    write in it, {"dfm": teacher, name: student}."""
+
+    def source(names):
+        return "\n".join((FOLDER / name).read_text("utf-8") for name in names)
+
+    networks = ""
+    for name, network in (live or {}).items():
+        packed = to_json(network_data(network))
+        networks += f'<script type="application/json" id="network-{name}">{packed}</script>\n'
     html = (FOLDER / "page.html").read_text("utf-8")
-    text = json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
-    html = html.replace("/* SCRIPTS */", scripts).replace("/* DATA */", text)
+    parts = {
+        "/* DATA */": to_json(data | {"live": list(live or {})}),
+        "/* SCRIPTS */": source(SCRIPTS),
+        "<!-- NETWORKS -->": networks,
+        "/* WORKER */": source(WORKER) if live else "",
+        "/* LIVE */": source(["live.js"]) if live else "",
+    }
+    for place, part in parts.items():
+        html = html.replace(place, part)
     Path(path).write_text(html, "utf-8")

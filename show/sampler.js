@@ -1,7 +1,8 @@
 // flow.py in JavaScript: from noise to text, for one text.
 //
-// `steps` yields {step, tokens, noise, percent, seconds} after each step: what has been drawn,
-// which tokens are still noise, and how probable the network found each token that stands there.
+// `steps` yields {step, tokens, noise, p}, first the start and then after each step: what stands
+// there, which tokens are still noise, and the posterior (L arrays of V) that the step drew from.
+// `template` is that of sample.fill: the token that is given in each place, or -1.
 
 "use strict";
 
@@ -17,7 +18,7 @@ function randomNumbers(seed) {
 }
 
 const kappa = (t) => t;
-const gridTime = (i, n) => 1 - (1 - i / n) ** 2; // power 2: the steps shrink towards the end
+const gridTime = (i, n, power) => 1 - (1 - i / n) ** power; // above 1: they shrink towards the end
 
 // The probability that a token with p(x_t) = 0 is still there after the step.
 function survival(t, h) {
@@ -31,22 +32,36 @@ function drawFrom(p, random) {
 }
 
 class WebSampler {
-  constructor(network, temperature, seed) {
-    this.network = network;
-    this.temperature = temperature;
+  constructor(network, { seed, temperature = 1, power = 2, template = [] }) {
+    Object.assign(this, { network, temperature, power, template });
     this.random = randomNumbers(seed);
     const { vocab_size: V, block_size: L } = network.config;
     this.tokens = Array.from({ length: L }, () => Math.floor(this.random() * V));
     this.noise = this.tokens.map(() => true);
+    this.keepGiven();
   }
 
-  // The posterior of each token, after the temperature.
+  given(i) {
+    return this.template[i] >= 0;
+  }
+
+  keepGiven() {
+    this.tokens = this.tokens.map((token, i) => (this.given(i) ? this.template[i] : token));
+    this.noise = this.noise.map((noise, i) => noise && !this.given(i));
+  }
+
+  // The posterior of each token, after the temperature. As in sample.conditioned_on the network
+  // reads given tokens at t = 1, and is sure of them.
   posterior(t, h) {
     const V = this.network.config.vocab_size;
-    const logits = this.network.logits(this.tokens, t, h);
-    return this.tokens.map((_, i) => (
-      softmax(logits.slice(i * V, (i + 1) * V).map((v) => v / this.temperature))
-    ));
+    const any = this.tokens.some((_, i) => this.given(i));
+    const times = any ? this.tokens.map((_, i) => (this.given(i) ? 1 : t)) : [t];
+    const logits = this.network.logits(this.tokens, times, h);
+    return this.tokens.map((_, i) => {
+      const own = logits.slice(i * V, (i + 1) * V);
+      return this.given(i) ? own.map((_, v) => Number(v === this.template[i]))
+        : softmax(own.map((v) => v / this.temperature));
+    });
   }
 
   // A token jumps with probability 1 - S ** (1 - p(x_t)), to another one; the last step draws all.
@@ -72,16 +87,17 @@ class WebSampler {
     });
   }
 
-  * steps(n) {
+  // n steps from time `from` to 1. A text that starts later than at 0 is `tokens`.
+  * steps(n, from = 0, tokens = null) {
+    if (tokens) Object.assign(this, { tokens, noise: tokens.map(() => false) });
+    const time = (i) => from + (1 - from) * gridTime(i, n, this.power);
+    yield { step: 0, tokens: this.tokens, noise: [...this.noise], p: null };
     for (let i = 0; i < n; i++) {
-      const began = performance.now();
-      const t = gridTime(i, n);
-      const h = gridTime(i + 1, n) - t;
-      const p = this.posterior(t, h);
-      this[this.network.renoise ? "renoise" : "jump"](p, t, h, i === n - 1);
-      const percent = this.tokens.map((token, k) => Math.round(100 * p[k][token]));
-      const seconds = (performance.now() - began) / 1000;
-      yield { step: i + 1, tokens: [...this.tokens], noise: [...this.noise], percent, seconds };
+      const h = time(i + 1) - time(i);
+      const p = this.posterior(time(i), h);
+      this[this.network.renoise ? "renoise" : "jump"](p, time(i), h, i === n - 1);
+      this.keepGiven();
+      yield { step: i + 1, tokens: this.tokens, noise: [...this.noise], p };
     }
   }
 }

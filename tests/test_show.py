@@ -1,11 +1,12 @@
 """Checks what is shown: runs and what happened to each token, the race in a terminal, the page (its
-network and sampler in node, the whole in a browser), the moving picture, weights as int8."""
+network, sampler and checker in node, the whole in a browser), the picture, weights as int8."""
 
 import contextlib
 import html
 import json
 import os
 import pty
+import random
 import re
 import shutil
 import subprocess
@@ -17,14 +18,14 @@ import pytest
 import torch
 
 from config.command import autocast
-from data.stories import Mistake, vocabulary
-from data.tokenizer import Tokenizer, describe_words
+from data.stories import Mistake, check, make_story, vocabulary
+from data.tokenizer import Tokenizer, describe_words, join_words, split_words
 from extras.samplers import renoise
 from flow import generate
 from model import Config, Transformer
-from sample import network_of, write
+from sample import load_model, network_of, write
 from show.command import main
-from show.page import network_data, page_data, quantize, write_page
+from show.page import grammar_data, network_data, page_data, quantize, write_page
 from show.picture import picture_times
 from show.race import Clock, finished_text, pane, picture
 from show.run import Run, find_noise, record, statuses
@@ -120,27 +121,20 @@ def test_the_clock_slows_for_the_few_steps_and_speeds_up_for_the_rest():
     assert set(few.seconds) <= set(times) and times == sorted(times) and times[-1] == 80
 
 
-@both_samplers
-def test_the_changes_of_the_page_give_the_states(sampler):
-    run = make_run(sampler)
-    data = page_data([run], TOKENIZER, "")
-    state = data["runs"][0]["noise"]
-    for flat, expected in zip(data["runs"][0]["changes"], run.states[1:]):
-        for place, token in zip(flat[::3], flat[1::3]):
-            state[place] = token
-        assert state == expected.tolist()
+def test_the_exact_world_of_the_page():
+    world = page_data([], TOKENIZER, "")["world"]
     for n, distance in [(1, 0.561), (8, 0.028)]:  # toy.py's
-        off = np.subtract(data["world"]["runs"][n][-1], data["world"]["truth"])
+        off = np.subtract(world["runs"][n][-1], world["truth"])
         assert np.abs(off).sum() / 2 == pytest.approx(distance, abs=1e-3)
 
 
-def in_node(network, script):
-    """What the script, which knows `network` and the page's sampler, hands to report()."""
+def in_node(data, script):
+    """What the script, which knows `data` and the page's parts, hands to report()."""
     if not shutil.which("node"):
         pytest.skip("needs node")
-    sources = [(ROOT / "show" / name).read_text() for name in ("network.js", "sampler.js")]
-    data = json.dumps(network_data(network))
-    lines = [*sources, f"const network = new Network({data});",
+    names = ("network", "sampler", "checker")
+    sources = [(ROOT / f"show/{name}.js").read_text() for name in names]
+    lines = [*sources, f"const data = {json.dumps(data)};",
              "const report = (value) => console.log(JSON.stringify(value));", script]
     result = subprocess.run(["node", "-"], input="\n".join(lines), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -149,33 +143,41 @@ def in_node(network, script):
 
 @pytest.mark.parametrize("changes", [{}, {"step_aware": True, "position_scale": 0.0}])
 def test_the_network_of_the_page_is_the_network(changes):
-    """With weights as int8, none of which moves by more than half of its row's scale."""
+    """With weights as int8, none of which moves by more than half of its row's scale. With one time
+    for all tokens, and where every third token is given, at t = 1."""
     network, x_t, t, h = make_network(**changes), torch.randint(V, (1, L)), 0.4375, 0.25
-    logits = in_node(network, f"report([...network.logits({x_t[0].tolist()}, {t}, {h})]);")
+    times = [t if i % 3 else 1.0 for i in range(L)]
+    logits = in_node(network_data(network), f"""const network = new Network(data);
+        report([[{t}], {times}].map((at) => [...network.logits({x_t[0].tolist()}, at, {h})]));""")
     packed = quantize(network.state_dict())
     int8 = network_of({"config": vars(network.config), "model": packed})
     for before, after in zip(network.parameters(), int8.parameters()):
         half_a_scale = before.abs().amax(-1, keepdim=True) / 254 + 1e-7
         assert ((after - before).abs() <= half_a_scale).all()
     with torch.no_grad():
-        expected = int8(x_t, torch.tensor([t]), torch.tensor([h])).flatten()
-    torch.testing.assert_close(torch.tensor(logits), expected, rtol=0, atol=1e-4)
+        for got, own in zip(logits, ([t], [times])):
+            expected = int8(x_t, torch.tensor(own), torch.tensor([h])).flatten()
+            torch.testing.assert_close(torch.tensor(got), expected, rtol=0, atol=1e-4)
 
 
 def test_the_steps_of_the_page_have_the_right_probabilities():
     """20,000 steps from t = 0.5 to 0.75 of tokens that stand at 1, with posterior (.1 .2 .3 .4).
     S = 1/2, so a token jumps with probability 1 - 0.5 ** 0.8. Renoise keeps 3/4 of x_1 ~ p, and the
-    rest is any of 4 tokens. Last steps draw x_1."""
-    counts = in_node(make_network(), """
+    rest is any of 4 tokens. Last steps draw x_1. Given tokens stay."""
+    counts, texts = in_node(network_data(make_network()), """
         const n = 20000;
+        const network = new Network(data);
+        const given = new WebSampler(network, {seed: 5, template: [3, -1, 7]});
+        const texts = [...given.steps(3)].map(({tokens}) => tokens);
         const p = Array.from({length: n}, () => [0.1, 0.2, 0.3, 0.4]);
-        const sampler = new WebSampler(network, 1, 5);
+        const sampler = new WebSampler(network, {seed: 5});
         network.config.vocab_size = 4;
-        report(["jump", "renoise"].flatMap((step) => [false, true].map((last) => {
+        report([["jump", "renoise"].flatMap((step) => [false, true].map((last) => {
           sampler.tokens = Array.from({length: n}, () => 1);
           sampler[step](p, 0.5, 0.25, last);
           return [0, 1, 2, 3].map((v) => sampler.tokens.filter((w) => w === v).length / n);
-        })));""")
+        })), texts]);""")
+    assert len(texts) == 4 and all((text[0], text[2]) == (3, 7) for text in texts)
     p = torch.tensor([0.1, 0.2, 0.3, 0.4])
     jumped = (1 - 0.5**0.8) * p / 0.8
     jumped[1] = 0.5**0.8
@@ -184,47 +186,65 @@ def test_the_steps_of_the_page_have_the_right_probabilities():
         assert ((torch.tensor(shares) - expected).abs() < 4.5 * error).all()
 
 
-IN_BROWSER = """<pre id="report"></pre><script>
-const shown = [], texts = [], at = [];
-element("clock").value = "share";
-for (let step = 0; step <= 8; step++) {
-  element("slider").value = 125 * step;
-  element("slider").oninput({target: element("slider")});
-  shown.push(panes.map(({text}) => [text.textContent, [...text.children].map((s) => s.className)]));
-}
-element("clock").value = "time";
-for (const key of ["Home", "ArrowRight", "End", "Home"]) {
-  document.body.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
-  at.push(stepAt(fastest, clock.now));
-}
-element("play").click();
-setTimeout(async () => {
-  at.push(stepAt(fastest, clock.now), clock.playing);
-  await write(0);
-  const text = element("live-text").textContent;
-  element("report").textContent = JSON.stringify([shown, at, text]);
-}, 15000);</script></body>"""
+def test_the_checker_of_the_page_is_the_checker():
+    """On right stories, on these with words moved or replaced, and on what networks write."""
+    rng = random.Random(1)
+    texts = [""] + [make_story(rng) for _ in range(9)]
+    for words in [split_words(text) for text in texts[1:]] * 3:
+        i, j = sorted(rng.sample(range(len(words)), 2))
+        texts += map(join_words, [words[j:] + words[i:j], words[:i] + [words[j]] + words[i + 1 :]])
+    for name, steps in [("dfm", 1), ("dfm", 4), ("fsdfm", 2), ("fsdfm", 6)]:
+        model, tokenizer = load_model(ROOT / f"weights/{name}.pt")
+        texts += write(model, tokenizer, num_samples=4, steps=steps, seed=1)
+    data = {"grammar": grammar_data(), "texts": list(map(split_words, texts))}
+    found = in_node(data, """
+        const checker = new Checker(data.grammar);
+        report(data.texts.map((words) => checker.check(words).map(Object.values)));""")
+    for text, mistakes in zip(texts, found, strict=True):
+        for own, (kind, position, n, message) in zip(check(text), mistakes, strict=True):
+            assert own[:3] == (kind, position, n) and own.message.startswith(message), text
+
+
+IN_BROWSER = """<pre id="report"></pre><iframe></iframe><script>
+const unfinished = document.querySelector("iframe").contentDocument;
+unfinished.open(); // --dump-dom waits until it is closed
+addEventListener("DOMContentLoaded", async () => {
+  const seen = Array.from({length: 9}, (_, step) => race.panes.map((pane, i) => {
+    pane.show(race.runs[i].states[step], step === 8);
+    const words = pane.cells.filter(({word}) => !word.hidden);
+    return [words.map(({blank, word}) => blank.data + word.textContent).join(""),
+      words.map(({word}) => word.className)];
+  }));
+  while (panes[0].texts < 2) await pause(50);
+  panes[1].cells[5].word.click();
+  while (!paused) await pause(50);
+  panes[1].cells[0].word.focus();
+  element("report").textContent = JSON.stringify([seen, location.hash,
+    panes.map((pane) => [pane.counter.textContent, wordsOf(pane.state.tokens)[0]])]);
+  unfinished.close();
+});</script><main>"""
 
 
 def test_the_page_in_a_browser(tmp_path):
-    """At every step of the slider: the text, and what happened to each token. Keys step, play goes
-    to the end, and the network writes."""
+    """The text of every step, and what happened to each token. Then both networks write from what
+    the address says, one text after another; a planted word is written again."""
     if not (browser := shutil.which("chromium") or shutil.which("google-chrome")):
         pytest.skip("needs chromium or google-chrome")
     runs, page = [make_run(), make_run(renoise)], tmp_path / "race.html"
-    write_page(page, page_data(runs, TOKENIZER, "", make_network(renoise), "DFM"))
-    page.write_text(page.read_text().replace("</body>", IN_BROWSER))
-    command = f"{browser} --headless=new --no-sandbox --disable-gpu --dump-dom " \
-              f"--virtual-time-budget=30000 {page.as_uri()}"
+    live = {"dfm": make_network(), "dmd": make_network(renoise, step_aware=True)}
+    write_page(page, page_data(runs, TOKENIZER, ""), live)
+    page.write_text(page.read_text().replace("<main>", IN_BROWSER))
+    command = f"{browser} --headless --no-sandbox --dump-dom {page.as_uri()}#steps=2&prompt=Mia"
     dom = subprocess.run(command.split(), capture_output=True, text=True, timeout=120).stdout
     report = re.search(r"<pre id=\"report\">(.+?)</pre>", dom, re.S)[1]
-    shown, at, written = json.loads(html.unescape(report))
+    seen, address, live = json.loads(html.unescape(report))
     for step in range(9):
-        for run, (text, classes) in zip(runs, shown[step]):
+        for run, (text, classes) in zip(runs, seen[step]):
             pieces = TOKENIZER.pieces(run.states[step].tolist())
             assert text == "".join(pieces).replace("[pad]", "·")
             assert classes == statuses(run, step)[: len(classes)]
-    assert at == [0, 1, 8, 0, 8, False] and len(written.split()) > 5
+    assert live == [["right: 0 of 2", "Mia"]] * 2 and "steps=2&seed=2&prompt=Mia&" in address
+    assert "The network, before this step" in dom
 
 
 def sample(words, patch, capsys):
@@ -242,7 +262,7 @@ def test_texts_page_and_picture(tmp_path, monkeypatch, capsys):
     assert "DFM, 2 steps" in printed and "FS-DFM, 1 step," in printed and "\033" not in printed
     assert "2 network calls against 1" in printed and "race.html: open it" in printed
     page = Path("race.html").read_text()
-    assert words in page and '"network":' in page and len(page) < 2_000_000
+    assert words in page and page.count('id="network-') == 2 and len(page) < 4_000_000
     assert Path("race.gif").read_bytes()[:6] == b"GIF89a"
 
 
