@@ -38,7 +38,7 @@ def draw(rows, columns):
             font = fonts["bold" if style in ("new", "changed", "title") else "normal"]
             canvas.text((left, top + 1), word, colour, font)
             x += len(text)
-    return image.quantize(32)
+    return image.quantize(16)
 
 
 def write_gif(path, runs, tokenizer):
@@ -49,8 +49,7 @@ def write_gif(path, runs, tokenizer):
     while not images or clock.now < clock.end():
         if images:
             clock.advance(1 / PER_SECOND, clock.end())
-        rows = picture(runs, clock, tokenizer, columns, LINES + 1)
-        images.append(draw(rows[:-1], columns))  # the last row names the keys
+        images.append(draw(picture(runs, clock, tokenizer, columns, LINES), columns))
         milliseconds.append(1000 // PER_SECOND)
     milliseconds[-1] = 1000 * STILL
     images[0].save(path, "GIF", save_all=True, append_images=images[1:], duration=milliseconds,

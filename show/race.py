@@ -43,6 +43,8 @@ NARROWEST = 36  # columns of a pane
 FRAME = 0.05  # seconds between two pictures
 HOLD = 0.5  # seconds of the viewer in which a word that changed stays marked
 
+KEYS = "space pause, q quit", "r replay, s another seed, q quit"  # while it runs, and at the end
+
 ALTERNATE_SCREEN, NORMAL_SCREEN = "\033[?1049h\033[?25l", "\033[?25h\033[?1049l"
 HOME, CLEAR_LINE, CLEAR_BELOW = "\033[H", "\033[K", "\033[J"
 
@@ -83,29 +85,40 @@ def row_of(text, width, style="settled"):
     return [(text[:width].ljust(width), style)]
 
 
-def paint(row):
-    """A row as a str for a terminal; blanks at the start of a word have no colour."""
-    return "".join(re.sub(r"[^ ].*", rf"\033[{SGR[style]}m\g<0>\033[0m", text)
-                   if SGR[style] else text for text, style in row)
+def paint(row, colour=True):
+    """A row as a str. Blanks have no colour; without it wrong words are between !exclamation
+    marks!."""
+    text = ""
+    for part, style in row:
+        if colour and SGR[style]:
+            part = re.sub(r"[^ ].*", rf"\033[{SGR[style]}m\g<0>\033[0m", part)
+        elif style == "wrong":
+            part = re.sub(r"\S+", r"!\g<0>!", part)
+        text += part
+    return text
 
 
-def pane(run, runs, clock, tokenizer, width, height):
-    """`height` rows of `width` columns: whose run it is, how far, the text, and at the end what is
-    wrong with it."""
+def pane(run, runs, clock, tokenizer, width):
+    """Rows of `width` columns: whose run it is, how far, the text, and at the end what is wrong
+    with it."""
     step, since = clock.steps_of(run)
     told, below = f"step {step:,} of {run.steps:,}", "-" * width
     body = wrap(words_of(run, step, tokenizer, since), width)
     if step == run.steps:
-        told, below = run.verdict(), run.tally() or below
+        told, below = f"{run.seconds[-1]:.2f} s, {run.verdict()}", run.tally() or below
         for line in run.mistake_lines():
-            body += [[(part, "noise")] for part in textwrap.wrap(line, width)]
-    if len(body) > height - 3:
-        body[height - 4 :] = [[("...", "settled")]]
-    body += [[]] * (height - 3 - len(body))
-    blanks = [width - sum(len(text) for text, _ in row) for row in body]
-    return [row_of(title(run, runs), width, "title"),
-            row_of(f"{LABELS[run.name]}: {told}", width), row_of(below, width),
-            *([*row, (" " * n, "settled")] for row, n in zip(body, blanks))]
+            body += [[(part, "title")] for part in textwrap.wrap(line, width)]
+    head = row_of(f"{LABELS[run.name]}, {told}", width)
+    blanks = [(" " * (width - sum(len(text) for text, _ in row)), "settled") for row in body]
+    return [row_of(title(run, runs), width, "title"), head, row_of(below, width),
+            *([*row, blank] for row, blank in zip(body, blanks))]
+
+
+def fit(rows, width, height):
+    """So many rows; dots for those that have no room."""
+    if len(rows) > height:
+        rows = [*rows[: height - 1], row_of("...", width)]
+    return rows + [row_of("", width)] * (height - len(rows))
 
 
 def time_bars(runs, now, end, width, block="\u2588"):
@@ -119,31 +132,24 @@ def time_bars(runs, now, end, width, block="\u2588"):
     return lines
 
 
-def picture(runs, clock, tokenizer, columns, lines):
-    """The rows of the screen: the clock, two times, as many panes as fit (the last runs), a legend
-    or the conclusion, and the keys."""
-    panes = runs[-max(1, (columns + 3) // (NARROWEST + 3)) :]
-    width = (columns - 3 * (len(panes) - 1)) // len(panes)
+def picture(runs, clock, tokenizer, columns, lines, keys=("", "")):
+    """The rows of the screen: the clock, and the keys while it runs and at the end; two times; as
+    many panes as fit (the last runs); a legend, or the conclusion."""
+    shown = runs[-max(1, (columns + 3) // (NARROWEST + 3)) :]
+    width = (columns - 3 * (len(shown) - 1)) // len(shown)
+    over = clock.finished()
+    first = clock.line().ljust(columns - len(keys[over])) + keys[over]
     bars = time_bars(runs, clock.now, clock.end(), columns)
-    top = [row_of(text, columns) for text in (clock.line(), *bars, "")]
-    legend = [(text, name) for name, meaning in STATUSES.items()
-              for text in (" ", meaning.split(":")[0], " ")]
-    bottom = [legend, row_of("space pause, q quit", columns)]
-    if clock.finished():
-        said = textwrap.wrap(conclusion(runs), columns)
-        bottom = [row_of(text, columns, "title") for text in said]
-        bottom += [row_of("r replay, s another seed, q quit", columns)]
-    height = lines - len(top) - len(bottom)
-    columns_of_rows = [pane(run, runs, clock, tokenizer, width, height) for run in panes]
-    return [*top, *map(side_by_side, zip(*columns_of_rows)), *bottom]
-
-
-def side_by_side(rows):
-    """One row of several, with bars between them."""
-    joined = list(rows[0])
-    for row in rows[1:]:
-        joined += [(" | ", "settled"), *row]
-    return joined
+    below = [[part for name, meaning in STATUSES.items()
+              for part in ((meaning.split(":")[0], name), ("  ", "settled"))]]
+    if over:
+        below = [row_of(text, columns, "title")
+                 for text in textwrap.wrap(conclusion(runs), columns)]
+    height = lines - 1 - len(bars) - len(below)
+    panes = [fit(pane(run, runs, clock, tokenizer, width), width, height) for run in shown]
+    rows = [[part for row in rows for part in (*row, (" | ", "settled"))][:-1]
+            for rows in zip(*panes)]
+    return [*(row_of(text, columns) for text in (first, *bars)), *rows, *below]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -191,11 +197,13 @@ class Clock:
 
     def line(self):
         speed = self.speed()
-        told = f"shown {speed:.0f} times faster" if speed > 1.5 else "shown as fast as it ran"
-        if speed < 0.7:
+        told = "shown as fast as it ran"
+        if speed > 1.5:
+            told = f"shown {speed:.0f} times faster than it ran"
+        elif speed < 0.7:
             told = f"shown {1 / speed:.0f} times slower than it ran"
         told = "finished" if self.finished() else "paused" if self.paused else told
-        return f"{self.now:.2f} s of the network's time, {told}"
+        return f"network's time {self.now:.2f} s, {told}"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -248,7 +256,8 @@ class Show:
         self.looked, self.drawn = time.perf_counter(), 0
 
     def draw(self):
-        rows = picture(self.runs, self.clock, self.tokenizer, *shutil.get_terminal_size())
+        size = shutil.get_terminal_size()
+        rows = picture(self.runs, self.clock, self.tokenizer, *size, KEYS)
         sys.stdout.write(HOME + "\n".join(paint(row) + CLEAR_LINE for row in rows) + CLEAR_BELOW)
         sys.stdout.flush()
         self.drawn = time.perf_counter()
@@ -283,15 +292,16 @@ def show_race(runners, run, count, tokenizer, pace, seed):
                 others = [run(runner, seed) for runner in runners[:live] + runners[live + 1 :]]
                 show = None
                 run(runners[live], seed, on_step)
+                show.until(show.clock.end())
+                for _ in count(show.runs, seed):
+                    show.draw()
+                    key_within(0)
+                seed += 1
             elif key == "r":
                 show.clock = Clock(show.runs, pace)
-            show.until(show.clock.end())
-            for _ in count(show.runs, seed):
-                show.draw()
-                key_within(0)
+                show.until(show.clock.end())
             show.draw()
             key = key_within(1)
-            seed += key == "s"
     return [run for run in (show.runs if show else others) if run.finished]
 
 
@@ -299,27 +309,15 @@ def show_race(runners, run, count, tokenizer, pace, seed):
 # plain text: what stays on the screen, and all there is where it is no terminal
 
 
-def finished_text(run, runs, tokenizer, width=80, colour=False):
-    """The finished text of a run under its heading; wrong words stand between !exclamation marks!
-    where there is no colour."""
-    words = words_of(run, run.steps, tokenizer)
-    if not colour:
-        words = [(re.sub(r"\S+", r"!\g<0>!", text) if style == "wrong" else text, "settled")
-                 for text, style in words]
-    first = f"{title(run, runs)} ({LABELS[run.name]}), {run.seconds[-1]:.2f} s: {run.verdict()}"
-    lines = [first, "-" * min(width, len(first)), *map(paint, wrap(words, width))]
-    return "\n".join(lines + [f"  {line}" for line in run.mistake_lines()])
-
-
 def print_end(runs, tokenizer, colour):
-    """The finished texts, their times, what the race says, and how many more stories are right."""
+    """The finished texts, how many more stories are right, the times and the conclusion."""
     width = min(100, shutil.get_terminal_size().columns)
+    clock = Clock(runs, pace=0)
+    clock.now = math.inf
     for run in runs:
-        print(finished_text(run, runs, tokenizer, width, colour and not PLAIN), end="\n\n")
+        for row in pane(run, runs, clock, tokenizer, width):
+            print(paint(row, colour and not PLAIN).rstrip())
+        print()
     if runs:
-        end = max(run.seconds[-1] for run in runs)
-        bars = time_bars(runs, end, end, width, "#")
-        print(*bars, textwrap.fill(conclusion(runs), width), sep="\n")
-    for run in runs:
-        if run.right:
-            print(f"stories of {title(run, runs)} ({LABELS[run.name]}): {run.tally()}")
+        print(*time_bars(runs, math.inf, clock.end(), width, "#"), sep="\n")
+        print(textwrap.fill(conclusion(runs), width))

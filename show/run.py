@@ -184,7 +184,7 @@ def conclusion(runs):
         said += f", {times:.0f} times faster than the {who(slow)} in {slow.steps:,}"
     for run in runs:
         if who(run) != who(fast) and run.steps == fast.steps:
-            said += f"; in {run.steps:,} the {who(run)} wrote {text_of(run)}"
+            said += f"; in {plural(run.steps, 'step')} the {who(run)} wrote {text_of(run)}"
     return f"{said}."
 
 
