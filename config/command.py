@@ -14,8 +14,8 @@ import sys
 import traceback
 from pathlib import Path
 
-# Threads that wait for one another spin at first. Fewer spins: on two cores that two other trainings
-# keep busy 30 iterations take 35 s instead of 198 (one thread: 23), and on idle ones 7% more. Read
+# Threads that wait for one another spin at first. With fewer spins 30 iterations on two cores that
+# other trainings keep busy take 35 s instead of 198 (docs/speed.md), on idle ones 7% more. Read
 # when PyTorch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
