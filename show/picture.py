@@ -38,7 +38,7 @@ def draw(rows, columns):
             font = fonts["bold" if style in ("new", "changed", "title") else "normal"]
             canvas.text((left, top + 1), word, colour, font)
             x += len(text)
-    return image.quantize(16)
+    return image.quantize(64)
 
 
 def write_gif(path, runs, tokenizer):
