@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# 8 steps beside 1,024, on one clock, with networks that come with the project.
+# 4 steps beside 1,024, on one clock: with the networks of out/, and those of weights/ for each that
+# has not been trained.
 #
 #     bash demo.sh                     in the terminal
 #     bash demo.sh --html race.html    as a page; all flags of sample.py

@@ -15,13 +15,16 @@ from config.command import pick_device, stop  # before torch
 import argparse
 import math
 import re
+import sys
 
 import torch
 
 import distill
 import flow
 from data.stories import can_check, check
-from sample import conditioned_on, fill, find_network, load_model, printable, prompt_ids
+from sample import (
+    conditioned_on, fill, find_network, load_model, printable, prompt_ids, spare_threads,
+)
 
 SHARE = 0.25  # of the training texts have given tokens
 BLANK = re.compile(r"_(\d+)_|(_{3,})")
@@ -81,7 +84,9 @@ def main():
     add("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     arguments = parser.parse_args()
     device = pick_device(arguments.device)
-    model, tokenizer = load_model(find_network(arguments.out, arguments.model), device)
+    path = find_network(arguments.out, arguments.model)
+    model, tokenizer = load_model(path, device)
+    spare_threads(model, arguments.num_samples)
     ids = infill_template(arguments.text, tokenizer, model.config.block_size)
     template = torch.tensor([ids] * arguments.num_samples, device=device)
     torch.manual_seed(arguments.seed)
@@ -91,6 +96,7 @@ def main():
         if can_check(tokenizer):
             print("\n".join(f"  word {m.position + 1}: {m.message}" for m in check(text))
                   or "  right")
+    print(f"[{path}, {arguments.steps} steps]", file=sys.stderr)
 
 
 if __name__ == "__main__":

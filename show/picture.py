@@ -1,89 +1,56 @@
-"""The race as a moving picture, for a README and for slides: a GIF by matplotlib's Pillow writer.
+"""The race as a moving picture, for a README and for slides: a GIF, drawn with the Pillow that
+matplotlib brings.
 
     python sample.py --gif race.gif
 
-While the runners of few steps are at work, a picture is shown for each step of the fastest; then
-the clock runs faster, as the title says.
+It shows what the terminal shows (race.py); its first line says what the clock does.
 """
 
-import matplotlib
+from matplotlib.font_manager import FontProperties, findfont
+from PIL import Image, ImageDraw, ImageFont
 
-matplotlib.use("Agg")  # draws into a file, without a screen
-import matplotlib.pyplot as plt
-from matplotlib.animation import PillowWriter
-from tqdm import tqdm
-
-from show.race import FEW_STEPS, words_of, wrap
-from show.run import STATUSES
+from show.race import NARROWEST, SMALLEST, Clock, picture
 
 COLOURS = {  # letters, background
-    "noise": ("#9a9a9a", None), "new": ("black", "#8fd3f4"), "changed": ("black", "#f5c04a"),
-    "settled": ("black", None), "wrong": ("white", "#c0392b"),
+    "noise": ("#8a8a8a", None), "new": ("black", "#8fd3f4"), "changed": ("black", "#f5c04a"),
+    "settled": ("black", None), "wrong": ("white", "#c0392b"), "title": ("black", None),
 }
-COLUMNS, LINES = 40, 16  # characters of a pane
-REST = 24  # pictures of what is left when the runners of few steps are done
-STILL = 5  # pictures of the end
-PER_SECOND = 2.5
+LINES = 30  # of characters; three panes are 114 wide
+WIDTH, HEIGHT, SIZE = 8, 18, 13  # pixels of a character, and of its font
+PER_SECOND = 4  # pictures
+PACE, REST, STILL = 0.75, 8, 8  # seconds: a step of the fastest, what is left then, the end
 
 
-def picture_times(runs):
-    """Seconds of the network, one for each picture."""
-    fastest = min(runs, key=lambda run: run.seconds[-1])
-    times = {*fastest.seconds, *(run.seconds[-1] for run in runs if run.steps <= FEW_STEPS)}
-    start, end = max(times), max(run.seconds[-1] for run in runs)
-    times |= {start + (end - start) * i / REST for i in range(1, REST + 1)}
-    return sorted(times) + [end] * STILL
-
-
-def box(status, pad):
-    background = COLOURS[status][1]
-    return background and {"facecolor": background, "edgecolor": "none", "pad": pad}
-
-
-def draw_words(axis, lines):
-    """The lines of a pane, word by word, in a grid of characters."""
-    for y, line in enumerate(lines[:LINES]):
-        x = 0
-        for piece, status in line:
-            word = piece.lstrip(" ")
-            x += len(piece) - len(word)
-            axis.text(x, y, word, color=COLOURS[status][0], bbox=box(status, 1.2), va="center",
-                      family="monospace", fontsize=12.3,
-                      fontweight="bold" if status in ("new", "changed") else None)
-            x += len(word)
-
-
-def draw_pane(axis, run, seconds, tokenizer):
-    step = run.step_at(seconds)
-    axis.clear()
-    axis.set_xlim(-0.5, COLUMNS + 0.5)
-    axis.set_ylim(LINES, -3.6)
-    axis.axis("off")
-    axis.text(0, -2.6, run.title, fontsize=15, fontweight="bold")
-    told = f"step {step:,}, {run.seconds[step]:.2f} s"
-    if step == run.steps:
-        told += f": {run.verdict()}"
-    axis.text(0, -1.5, told, fontsize=12)
-    draw_words(axis, wrap(words_of(run, step, tokenizer), COLUMNS))
-
-
-def draw_legend(figure):
-    x = 0.02
-    for status, meaning in STATUSES.items():
-        figure.text(x, 0.03, meaning, color=COLOURS[status][0], bbox=box(status, 2), fontsize=12)
-        x += 0.035 + 0.0088 * len(meaning)
+def draw(rows, columns):
+    """Rows of (str, style) as an image: a grid of characters."""
+    image = Image.new("RGB", ((columns + 2) * WIDTH, (LINES + 1) * HEIGHT), "white")
+    canvas = ImageDraw.Draw(image)
+    fonts = {weight: ImageFont.truetype(findfont(FontProperties("monospace", weight=weight)), SIZE)
+             for weight in ("normal", "bold")}
+    for y, row in enumerate(rows):
+        x = 1
+        for text, style in row:
+            word, (colour, background) = text.lstrip(" "), COLOURS[style]
+            left, top = (x + len(text) - len(word)) * WIDTH, (y + 0.5) * HEIGHT
+            if background:
+                canvas.rectangle((left - 1, top, left + len(word) * WIDTH, top + HEIGHT - 2),
+                                 background)
+            font = fonts["bold" if style in ("new", "changed", "title") else "normal"]
+            canvas.text((left, top + 1), word, colour, font)
+            x += len(text)
+    return image.quantize(64)
 
 
 def write_gif(path, runs, tokenizer):
-    """The moving picture of at most three runs."""
-    runs = runs[:3]
-    figure, axes = plt.subplots(1, len(runs), figsize=(4.6 * len(runs), 4.6), squeeze=False)
-    figure.subplots_adjust(left=0.02, right=0.99, top=0.99, bottom=0.08, wspace=0.04)
-    draw_legend(figure)
-    writer = PillowWriter(fps=PER_SECOND)
-    with writer.saving(figure, path, dpi=80):
-        for seconds in tqdm(picture_times(runs), desc="drawing", leave=False, delay=1):
-            for axis, run in zip(axes[0], runs):
-                draw_pane(axis, run, seconds, tokenizer)
-            writer.grab_frame()
-    plt.close(figure)
+    """The moving picture of the last three runs."""
+    runs, clock = runs[-3:], Clock(runs[-3:], PACE, REST)
+    columns = max(SMALLEST[0], len(runs) * (NARROWEST + 3) - 3)
+    images, milliseconds = [], []
+    while not images or clock.now < clock.end():
+        if images:
+            clock.advance(1 / PER_SECOND, clock.end())
+        images.append(draw(picture(runs, clock, tokenizer, columns, LINES), columns))
+        milliseconds.append(1000 // PER_SECOND)
+    milliseconds[-1] = 1000 * STILL
+    images[0].save(path, "GIF", save_all=True, append_images=images[1:], duration=milliseconds,
+                   loop=0)

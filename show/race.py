@@ -1,28 +1,29 @@
 """The race in a terminal: runs of the same noise side by side, on one clock.
 
-    python sample.py --race                     DFM in 1,024 steps, FS-DFM in 8, DFM in 8
-    python sample.py --race dfm:256 dmd:4       runners of your own: MODEL:STEPS
+    python sample.py --race                     the teacher in 1,024 steps and in 4, a student in 4
+    python sample.py --race dfm:256 dmd:8       runners of your own: MODEL:STEPS
 
-Eight steps are over before the eye sees one. The clock therefore runs slower than it ran (the top
-line says how many times), so that a step of the fastest runner takes --pace seconds. When all
-runners of few steps are done, it speeds up for the rest. The seconds of each pane are those of the
-network.
-
-Keys: space pauses, n takes one step of the fastest runner, f is twice as fast, q quits.
+Four steps are over before the eye sees one. While they are shown, the clock therefore runs slower
+than the network did (the top line says how many times). Then it is true: the longest run is shown
+while the network computes it.
 """
 
 import contextlib
+import math
 import os
 import re
 import select
 import shutil
 import sys
+import textwrap
 import time
 
 from config.command import stop
-from data.tokenizer import MARKS, PAD
+from data.tokenizer import MARKS, PAD, UNKNOWN
 from sample import printable
-from show.run import LABELS, STATUSES, statuses
+from show.run import (
+    FEW_STEPS, LABELS, STATUSES, conclusion, longest_and_shortest, statuses, title,
+)
 
 try:
     import termios
@@ -30,31 +31,41 @@ try:
 except ImportError:  # Windows: the finished texts alone
     termios = None
 
+PLAIN = bool(os.environ.get("NO_COLOR"))  # no-color.org
 SGR = {  # colours of the 16 that every terminal has; each status differs in more than hue
     "noise": "2", "new": "1;30;46", "changed": "1;30;43", "settled": "", "wrong": "1;37;41",
+    "title": "1",
 }
-SMALLEST = 60, 16  # columns, lines
+if PLAIN:
+    SGR |= {"new": "1", "changed": "4", "wrong": "7"}  # bold, underlined, reverse
+SMALLEST = 75, 22  # columns, lines
 NARROWEST = 36  # columns of a pane
-FEW_STEPS = 64  # steps of a run that the slow clock waits for
-REST_SECONDS = 8  # of the faster clock, for what is left
 FRAME = 0.05  # seconds between two pictures
+HOLD = 0.5  # seconds of the viewer in which a word that changed stays marked
+
+KEYS = "space pause, q quit", "r replay, s another seed, q quit"  # while it runs, and at the end
 
 ALTERNATE_SCREEN, NORMAL_SCREEN = "\033[?1049h\033[?25l", "\033[?25h\033[?1049l"
 HOME, CLEAR_LINE, CLEAR_BELOW = "\033[H", "\033[K", "\033[J"
 
 # ------------------------------------------------------------------------------------------------
-# a pane: the lines of one run
+# rows: lists of (str, style), a style being one of SGR
 
 
-def words_of(run, step, tokenizer):
-    """[(str, status)] of a state; the str of a word has the blank before it."""
-    pieces = tokenizer.pieces(run.states[step].tolist())
-    return list(zip([printable(p).replace(PAD, "·") for p in pieces], statuses(run, step)))
+def words_of(run, step, tokenizer, since=None):
+    """The words of a state, each with the blank before it. In a finished text only what is wrong is
+    marked; the padding token is not shown, nor is [unk] as noise."""
+    words = []
+    pieces = map(printable, tokenizer.pieces(run.states[step].tolist()))
+    for piece, status in zip(pieces, statuses(run, step, since)):
+        if piece.strip() == PAD or (piece.strip(), status) == (UNKNOWN, "noise"):
+            continue
+        words.append((piece, "settled" if step == run.steps and status != "wrong" else status))
+    return words
 
 
 def wrap(words, width):
-    """Lines of at most `width` columns: lists of (str, status). The first word of a line loses its
-    blank."""
+    """Rows of at most `width` columns. The first word of a row loses its blank."""
     lines, used = [[]], 0
     for piece, status in words:
         for part in re.split(r"(\n)", piece):
@@ -70,24 +81,75 @@ def wrap(words, width):
     return lines
 
 
-def paint(line, width, colour):
-    """One line, padded to `width` columns."""
+def row_of(text, width, style="settled"):
+    return [(text[:width].ljust(width), style)]
+
+
+def paint(row, colour=True):
+    """A row as a str. Blanks have no colour; without it wrong words are between !exclamation
+    marks!."""
     text = ""
-    for piece, status in line:  # blanks have no colour
-        text += re.sub(r"[^ ].*", rf"\033[{SGR[status]}m\g<0>\033[0m", piece) if colour else piece
-    return text + " " * (width - sum(len(piece) for piece, _ in line))
+    for part, style in row:
+        if colour and SGR[style]:
+            part = re.sub(r"[^ ].*", rf"\033[{SGR[style]}m\g<0>\033[0m", part)
+        elif style == "wrong":
+            part = re.sub(r"\S+", r"!\g<0>!", part)
+        text += part
+    return text
 
 
-def pane(run, step, tokenizer, width, height):
-    """`height` lines of `width` columns: two of whose run it is and how far, then the text."""
-    name = LABELS[run.name] + (f": {run.verdict()}" if step == run.steps else "")
-    clock = f"{run.seconds[step]:.2f} s  {step:,} of {run.steps:,} steps"
-    body = wrap(words_of(run, step, tokenizer), width)
-    lines = [text[:width].ljust(width) for text in (name, clock, "-" * width)]
-    lines += [paint(line, width, colour=True) for line in body[: height - 3]]
-    if len(body) > height - 3:
-        lines[-1] = "...".ljust(width)
-    return lines + [" " * width] * (height - len(lines))
+def pane(run, runs, clock, tokenizer, width):
+    """Rows of `width` columns: whose run it is, how far, the text, and at the end what is wrong
+    with it."""
+    step, since = clock.steps_of(run)
+    told, below = f"step {step:,} of {run.steps:,}", "-" * width
+    body = wrap(words_of(run, step, tokenizer, since), width)
+    if step == run.steps:
+        told, below = f"{run.seconds[-1]:.2f} s, {run.verdict()}", run.tally() or below
+        for line in run.mistake_lines():
+            body += [[(part, "title")] for part in textwrap.wrap(line, width)]
+    head = row_of(f"{LABELS[run.name]}, {told}", width)
+    blanks = [(" " * (width - sum(len(text) for text, _ in row)), "settled") for row in body]
+    return [row_of(title(run, runs), width, "title"), head, row_of(below, width),
+            *([*row, blank] for row, blank in zip(body, blanks))]
+
+
+def fit(rows, width, height):
+    """So many rows; dots for those that have no room."""
+    if len(rows) > height:
+        rows = [*rows[: height - 1], row_of("...", width)]
+    return rows + [row_of("", width)] * (height - len(rows))
+
+
+def time_bars(runs, now, end, width, block="\u2588"):
+    """The seconds of the longest run and of the shortest as bars of one scale: a str for each."""
+    lines = []
+    for run in longest_and_shortest(runs)[: len(runs)]:
+        seconds = min(now, run.seconds[-1])
+        told = run.verdict() if run.finished and seconds == run.seconds[-1] else ""
+        text = f"{title(run, runs):<24}{seconds:>6.2f} s  {told:<12}"
+        lines.append(text + block * max(1, int((width - len(text)) * seconds / end)))
+    return lines
+
+
+def picture(runs, clock, tokenizer, columns, lines, keys=("", "")):
+    """The rows of the screen: the clock, and the keys while it runs and at the end; two times; as
+    many panes as fit (the last runs); a legend, or the conclusion."""
+    shown = runs[-max(1, (columns + 3) // (NARROWEST + 3)) :]
+    width = (columns - 3 * (len(shown) - 1)) // len(shown)
+    over = clock.finished()
+    first = clock.line().ljust(columns - len(keys[over])) + keys[over]
+    bars = time_bars(runs, clock.now, clock.end(), columns)
+    below = [[part for name, meaning in STATUSES.items()
+              for part in ((meaning.split(":")[0], name), ("  ", "settled"))]]
+    if over:
+        below = [row_of(text, columns, "title")
+                 for text in textwrap.wrap(conclusion(runs), columns)]
+    height = lines - 1 - len(bars) - len(below)
+    panes = [fit(pane(run, runs, clock, tokenizer, width), width, height) for run in shown]
+    rows = [[part for row in rows for part in (*row, (" | ", "settled"))][:-1]
+            for rows in zip(*panes)]
+    return [*(row_of(text, columns) for text in (first, *bars)), *rows, *below]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -95,60 +157,57 @@ def pane(run, step, tokenizer, width, height):
 
 
 class Clock:
-    """The network's own seconds, told slower or faster than they passed."""
+    """The network's own seconds. Runs of few steps are finished before it starts; a step of the
+    fastest of them is shown for `pace` seconds, and the rest in `rest` seconds at most."""
 
-    def __init__(self, runs, pace):
-        fastest = min(runs, key=lambda run: run.seconds[-1])
-        self.step_seconds = fastest.seconds[-1] / fastest.steps
-        few = [run.seconds[-1] for run in runs if run.steps <= FEW_STEPS]
-        self.slow_until = max(few, default=0)
-        self.end = max(run.seconds[-1] for run in runs)
-        self.slow = min(1, self.step_seconds / pace) if pace else 1
-        self.fast = max(1, (self.end - self.slow_until) / REST_SECONDS) if pace else 1
-        self.now, self.factor, self.paused = 0.0, 1, False
+    def __init__(self, runs, pace, rest=math.inf):
+        few = [run for run in runs if run.steps <= FEW_STEPS]
+        self.runs, self.rest, self.now, self.paused = runs, rest, 0.0, False
+        self.slow_until = max((run.seconds[-1] for run in few), default=0)
+        step = min((run.seconds[-1] / run.steps for run in few), default=math.inf)
+        self.slow = min(1, step / pace) if pace else 1
+
+    def end(self):
+        """The seconds of the longest run; of one that is still running an estimate."""
+        return max(run.seconds[-1] * (run.steps / max(1, len(run.seconds) - 1))
+                   for run in self.runs)
+
+    def finished(self):
+        return all(run.finished for run in self.runs) and self.now >= self.end()
 
     def speed(self):
         """Seconds of the network in one second of the viewer."""
-        return self.factor * (self.slow if self.now < self.slow_until else self.fast)
+        if self.now < self.slow_until:
+            return self.slow
+        return max(1, (self.end() - self.slow_until) / self.rest)
 
-    def advance(self, seconds):
+    def advance(self, seconds, limit):
         """Lets so many seconds of the viewer pass; none while it is paused."""
-        if self.paused:
-            return
-        now = self.now + seconds * self.speed()
-        if self.now < self.slow_until < now:  # the speed changes here
-            now = self.slow_until
-        self.now = min(self.end, now)
+        if not self.paused:
+            before, self.now = self.now, min(limit, self.now + seconds * self.speed())
+            if before < self.slow_until < self.now:  # the speed changes here
+                self.now = self.slow_until
 
-    def one_step(self):
-        """Goes on by one step of the fastest runner, and pauses."""
-        self.now, self.paused = min(self.end, self.now + self.step_seconds), True
+    def steps_of(self, run):
+        """The finished steps of a run, now and when its marks begin. Runs of as many steps move
+        together."""
+        leader = next(other for other in self.runs if other.steps == run.steps)
+        step = leader.step_at(self.now)
+        return step, max(0, min(step - 1, leader.step_at(self.now - HOLD * self.speed())))
 
     def line(self):
         speed = self.speed()
-        told = f"shown {speed:.0f} times faster" if speed > 1.5 else "as fast as it ran"
-        if speed < 0.95:
+        told = "shown as fast as it ran"
+        if speed > 1.5:
+            told = f"shown {speed:.0f} times faster than it ran"
+        elif speed < 0.7:
             told = f"shown {1 / speed:.0f} times slower than it ran"
-        told = "finished" if self.now >= self.end else "paused" if self.paused else told
-        return f"{self.now:.2f} s of the network's time, {told}"
+        told = "finished" if self.finished() else "paused" if self.paused else told
+        return f"network's time {self.now:.2f} s, {told}"
 
 
 # ------------------------------------------------------------------------------------------------
 # the terminal
-
-
-def picture(runs, clock, tokenizer, columns, lines):
-    """The lines of the screen."""
-    shown = runs[: max(1, (columns + 3) // (NARROWEST + 3))]
-    width = (columns - 3 * (len(shown) - 1)) // len(shown)
-    panes = [pane(run, run.step_at(clock.now), tokenizer, width, lines - 4) for run in shown]
-    legend = "  ".join(f"\033[{SGR[name]}m{meaning.split(':')[0]}\033[0m"
-                       for name, meaning in STATUSES.items())
-    keys = "space pause, n next step, f faster, q quit"
-    if len(shown) < len(runs):
-        keys += f"; {len(runs) - len(shown)} more in a wider terminal"
-    body = [" | ".join(row) for row in zip(*panes)]
-    return [clock.line()[:columns], "", *body, legend, keys[:columns]]
 
 
 def on_terminal():
@@ -176,60 +235,89 @@ def screen():
         sys.stdout.flush()
 
 
+class Quit(Exception):
+    """The viewer has pressed q."""
+
+
 def key_within(seconds):
-    """The key that is pressed within so many seconds, or ""."""
+    """The key that is pressed within so many seconds, or "". Raises Quit for q."""
     ready, _, _ = select.select([sys.stdin], [], [], seconds)
-    return os.read(sys.stdin.fileno(), 1).decode(errors="replace") if ready else ""
+    key = os.read(sys.stdin.fileno(), 1).decode(errors="replace") if ready else ""
+    if key == "q":
+        raise Quit
+    return key
 
 
-def show_race(runs, tokenizer, pace):
-    """Replays the runs until all are finished and a key is pressed, or q."""
-    clock, key = Clock(runs, pace), ""
-    with screen():
-        last = time.perf_counter()
-        while key != "q" and not (key and clock.now >= clock.end):
-            rows = picture(runs, clock, tokenizer, *shutil.get_terminal_size())
-            sys.stdout.write(HOME + "\n".join(row + CLEAR_LINE for row in rows) + CLEAR_BELOW)
-            sys.stdout.flush()
-            key = key_within(FRAME)
-            if key == " ":
-                clock.paused = not clock.paused
-            elif key == "n":
-                clock.one_step()
-            elif key == "f":
-                clock.factor *= 2
+class Show:
+    """What is on the screen, and when it was drawn."""
+
+    def __init__(self, runs, tokenizer, pace):
+        self.runs, self.tokenizer, self.clock = runs, tokenizer, Clock(runs, pace)
+        self.looked, self.drawn = time.perf_counter(), 0
+
+    def draw(self):
+        size = shutil.get_terminal_size()
+        rows = picture(self.runs, self.clock, self.tokenizer, *size, KEYS)
+        sys.stdout.write(HOME + "\n".join(paint(row) + CLEAR_LINE for row in rows) + CLEAR_BELOW)
+        sys.stdout.flush()
+        self.drawn = time.perf_counter()
+
+    def until(self, seconds):
+        """Draws until the clock is at so many seconds of the network."""
+        while self.clock.now < seconds:
             now = time.perf_counter()
-            clock.advance(now - last)
-            last = now
+            self.clock.advance(now - self.looked, seconds)
+            self.looked = now
+            if now - self.drawn > FRAME:
+                self.draw()
+            if key_within(0 if self.clock.now >= seconds else FRAME) == " ":
+                self.clock.paused = not self.clock.paused
+
+
+def show_race(runners, run, count, tokenizer, pace, seed):
+    """Shows the race until the viewer quits. run(runner, seed, on_step) -> Run, and count(runs,
+    seed) counts right stories. Returns the runs that are finished."""
+    live = max(range(len(runners)), key=lambda i: runners[i][1])
+    show, key, others = None, "s", []
+
+    def on_step(running):  # a long run is shown while it runs, a short one afterwards
+        nonlocal show
+        if running.steps > FEW_STEPS or running.finished:
+            show = show or Show([*others[:live], running, *others[live:]], tokenizer, pace)
+            show.until(running.seconds[-1])
+
+    with contextlib.suppress(Quit), screen():
+        while True:
+            if key == "s":
+                others = [run(runner, seed) for runner in runners[:live] + runners[live + 1 :]]
+                show = None
+                run(runners[live], seed, on_step)
+                show.until(show.clock.end())
+                for _ in count(show.runs, seed):
+                    show.draw()
+                    key_within(0)
+                seed += 1
+            elif key == "r":
+                show.clock = Clock(show.runs, pace)
+                show.until(show.clock.end())
+            show.draw()
+            key = key_within(1)
+    return [run for run in (show.runs if show else others) if run.finished]
 
 
 # ------------------------------------------------------------------------------------------------
 # plain text: what stays on the screen, and all there is where it is no terminal
 
 
-def finished_text(run, tokenizer, width=80, colour=False):
-    """The finished text of a run under its heading; wrong words stand between !exclamation marks!
-    where there is no colour."""
-    words = []
-    for piece, status in words_of(run, run.steps, tokenizer):
-        word = piece.strip()
-        if word and status == "wrong" and not colour:
-            piece = piece.replace(word, f"!{word}!")
-        words.append((piece, status if status == "wrong" else "settled"))
-    first = f"{run.title}, {run.seconds[-1]:.2f} s: {run.verdict()}"
-    lines = [paint(line, 0, colour) for line in wrap(words, width)]
-    messages = [f"  {line}" for line in run.mistake_lines()]
-    return "\n".join([first, "-" * min(width, len(first)), *lines, *messages])
-
-
-def race(runs, tokenizer, pace, terminal):
-    """The race, where there is a terminal for it, then the finished texts."""
-    if terminal:
-        show_race(runs, tokenizer, pace)
+def print_end(runs, tokenizer, colour):
+    """The finished texts, how many more stories are right, the times and the conclusion."""
     width = min(100, shutil.get_terminal_size().columns)
-    print("\n\n".join(finished_text(run, tokenizer, width, terminal) for run in runs))
-    slow, fast = max(runs, key=lambda run: run.steps), min(runs, key=lambda run: run.steps)
-    if slow.steps > fast.steps:
-        print(f"\n{slow.steps:,} network calls against {fast.steps:,}; {slow.seconds[-1]:.2f} s "
-              f"against {fast.seconds[-1]:.2f} s, {slow.seconds[-1] / fast.seconds[-1]:.0f} times "
-              "as long")
+    clock = Clock(runs, pace=0)
+    clock.now = math.inf
+    for run in runs:
+        for row in pane(run, runs, clock, tokenizer, width):
+            print(paint(row, colour and not PLAIN).rstrip())
+        print()
+    if runs:
+        print(*time_bars(runs, math.inf, clock.end(), width, "#"), sep="\n")
+        print(textwrap.fill(conclusion(runs), width))

@@ -1,10 +1,11 @@
-"""A run: every state x_t from noise to text, with the time each took. What race and page replay.
+"""A run: every state x_t from noise to text, with the time each took. What race and page show.
 
-    record     runs a network once, and keeps its states and the clock
-    statuses   what happened to each token by a step: one of STATUSES
+    record       runs a network once, and keeps its states and the clock
+    statuses     what happened to each token by a step: one of STATUSES
+    count_right  how many of more stories are right
 
-The network runs first and is shown afterwards, so that drawing does not slow it. Runs of one seed
-start from the same noise x_0, and end in the text that sample.py prints for that seed.
+Runs of one seed start from the same noise x_0, and end in the text that sample.py prints for that
+seed. The clock stands still while something is drawn: its seconds are those of the network alone.
 """
 
 import time
@@ -15,8 +16,9 @@ import torch
 
 from config.command import autocast
 from data.stories import can_check, parse, wrong_places
+from eval import wilson
 from flow import generate, kappa, time_grid
-from model import next_token_nll
+from sample import fill
 
 LABELS = {"dfm": "DFM", "fsdfm": "FS-DFM", "dmd": "distribution matching"}
 STATUSES = {  # of a token, and what it means
@@ -26,103 +28,171 @@ STATUSES = {  # of a token, and what it means
     "settled": "settled",
     "wrong": "wrong in the finished story",
 }
+FEW_STEPS = 32  # a run of so many is over before the eye sees it
+TEXTS, AT_A_TIME = 64, 8  # stories of which the right ones are counted
+
+
+def plural(n, word):
+    """"1 mistake", "2 mistakes", and "" for none."""
+    return f"{n:,} {word}{'s' * (n > 1)}" if n else ""
 
 
 @dataclass
 class Run:
     name: str  # one of LABELS
     states: np.ndarray  # (n + 1, L) token ids, the noise first
-    seconds: list  # n + 1, since the start
+    seconds: list  # since the start, after 0, 1, ... steps: n + 1 when it is finished
     is_noise: np.ndarray  # (n + 1, L) bool
     p: np.ndarray  # (n, L): the posterior's probability of each token, before the step that drew it
     mistakes: list | None = None  # of a story (data/stories.py), None for another text
-    perplexity: float | None = None  # the judge's, where there is one
+    right: tuple | None = None  # (right stories, stories), of those that are counted
 
     @property
     def steps(self):
         return len(self.states) - 1
 
     @property
-    def title(self):
-        return f"{LABELS[self.name]}, {self.steps:,} step{'s' * (self.steps > 1)}"
+    def finished(self):
+        return len(self.seconds) > self.steps
 
     def step_at(self, seconds):
         """The number of steps that are finished after so many seconds."""
         return int(np.searchsorted(self.seconds, seconds, side="right")) - 1
 
     def verdict(self):
-        """What is known of the finished text, in a few words."""
-        words = [] if self.perplexity is None else [f"perplexity {self.perplexity:.3g}"]
-        if self.mistakes is not None:
-            n = len(self.mistakes)
-            words.insert(0, f"{n} mistake{'s' * (n > 1)}" if n else "right")
-        return ", ".join(words)
+        """What is known of the finished text: "right", "3 mistakes", or "" if it is no story."""
+        return "" if self.mistakes is None else plural(len(self.mistakes), "mistake") or "right"
 
     def mistake_lines(self):
         return [f"word {m.position + 1}: {m.message}" for m in self.mistakes or []]
 
+    def tally(self):
+        """The right stories of those that are counted, and the 95% interval of their share."""
+        if self.right is None:
+            return ""
+        low, high = wilson(*self.right)
+        return f"{self.right[0]} of {self.right[1]} right, 95%: {low:.2f}-{high:.2f}"
 
-def run_once(model, steps, seed, count=lambda: None):
-    """One text on the CPU: states (n + 1, L), the seconds after each, and the posterior's
-    probability, at each step, of the token that stands there after it, (n, L)."""
-    config, device = model.config, model.embedding.weight.device
-    torch.manual_seed(seed)
-    x_0 = torch.randint(config.vocab_size, (1, config.block_size), device=device)
-    states, seconds, p, logits = [x_0.cpu()], [0.0], [], None
-    began = time.perf_counter()
+
+# ------------------------------------------------------------------------------------------------
+# running
+
+
+@torch.no_grad()
+def record(name, model, tokenizer, steps, seed, on_step=lambda run: None):
+    """The Run of one text. on_step(run) is called after each step, with what is done by then."""
+    L, V, device = model.config.block_size, model.config.vocab_size, model.embedding.weight.device
+    times, shape, logits = time_grid(steps), (steps + 1, L), None
+    states, is_noise, p = np.zeros(shape, int), np.ones(shape, bool), np.zeros(shape, "float32")
+    run = Run(name, states, [0.0], is_noise, p[1:])
+
+    def noise():
+        torch.manual_seed(seed)
+        return torch.randint(V, (1, L), device=device)
 
     def network(x_t, t, h):
         nonlocal logits
         logits = model(x_t, t, h)  # (1, L, V)
         return logits
 
-    def on_step(x):
-        states.append(x.cpu())  # the clock waits for the device
-        seconds.append(time.perf_counter() - began)
-        p.append(logits.float().softmax(-1).gather(-1, x[..., None]).squeeze(-1).cpu())
-        count()
+    def after_step(x):
+        nonlocal began
+        k, x_t = len(run.seconds), x[0].cpu().numpy()  # the clock waits for the device
+        run.seconds.append(run.seconds[-1] + time.perf_counter() - began)
+        p = logits.float().softmax(-1).gather(-1, x[..., None])[0, :, 0].cpu().numpy()
+        run.states[k], run.p[k - 1] = x_t, p
+        if model.sampler is generate:
+            run.is_noise[k] = run.is_noise[k - 1] & (x_t == run.states[k - 1]) & (k < steps)
+        else:
+            run.is_noise[k] = likelier_noise(p, times[k], V)
+        if k == steps and can_check(tokenizer):
+            run.mistakes = parse(tokenizer.decode(x_t.tolist())).mistakes
+        on_step(run)
+        began = time.perf_counter()
 
     with autocast(device):
-        model.sampler(network, x_0, steps, on_step=on_step)
-    return torch.cat(states), seconds, torch.cat(p)
+        model.sampler(model, noise(), 1)  # warm-up
+        x_0 = noise()
+        run.states[0] = x_0[0].cpu()
+        began = time.perf_counter()
+        model.sampler(network, x_0, steps, on_step=after_step)
+    return run
 
 
-def find_noise(states, p, sampler, vocab_size):
-    """(n + 1, L) bool: which tokens are still noise. A jump leaves noise where it is. Renoise draws
-    it afresh: then a token is noise if that is likelier than text, by Bayes' rule."""
-    if sampler is generate:
-        is_text = (states[1:] != states[:-1]).cumsum(0) > 0  # (n, L)
-        is_text[-1] = True  # the last step draws every token
-    else:
-        k = kappa(torch.tensor(time_grid(len(p))[1:]))[:, None]  # (n, 1)
-        is_text = k * p >= (1 - k) / vocab_size
-    return torch.cat([torch.ones_like(states[:1], dtype=torch.bool), ~is_text])
+def likelier_noise(p, t, vocab_size):
+    """Which tokens, drawn with probabilities p, are noise rather than text, by Bayes' rule: where
+    renoise draws noise afresh, that it changed does not tell. (A jump leaves it where it is.)"""
+    k = kappa(t)
+    return k * p < (1 - k) / vocab_size
 
 
 @torch.no_grad()
-def record(name, model, tokenizer, steps, seed, judge=None, count=lambda: None):
-    """The Run of one text. count() is called after each step."""
-    run_once(model, 1, seed)  # warm-up
-    states, seconds, p = run_once(model, steps, seed, count)
-    is_noise = find_noise(states, p, model.sampler, model.config.vocab_size)
-    mistakes = perplexity = None
-    if can_check(tokenizer):
-        mistakes = parse(tokenizer.decode(states[-1].tolist())).mistakes
-    if judge is not None:
-        device = judge.embedding.weight.device
-        with autocast(device):
-            perplexity = next_token_nll(judge, states[-1:].to(device)).mean().exp().item()
-    return Run(name, states.numpy(), seconds, is_noise.numpy(), p.numpy(), mistakes, perplexity)
+def count_right(runs, networks, tokenizer, seed):
+    """Counts right stories for the runs of few steps, and yields after every few of them."""
+    for first in range(0, TEXTS if can_check(tokenizer) else 0, AT_A_TIME):
+        for run in runs:
+            if run.steps > FEW_STEPS:
+                continue
+            model = networks[run.name]
+            torch.manual_seed(seed * TEXTS + first)
+            template = torch.full((AT_A_TIME, model.config.block_size), -1)
+            x = fill(model, template.to(model.embedding.weight.device), run.steps)
+            right, n = run.right or (0, 0)
+            right += sum(not parse(tokenizer.decode(ids)).mistakes for ids in x.tolist())
+            run.right = right, n + AT_A_TIME
+            yield
 
 
-def statuses(run, step):
-    """The status of each token after `step` steps, a list of L names of STATUSES."""
-    now, noise = run.states[step], run.is_noise
-    stays = (now == run.states[max(0, step - 1)]) & ~noise[max(0, step - 1)]
-    drawn_before = ~noise[:step].all(0)
+# ------------------------------------------------------------------------------------------------
+# what is said of runs
+
+
+def statuses(run, step, since=None):
+    """The status of each token after `step` steps, a list of L names of STATUSES: what happened to
+    it after `since` steps, by default in the last one."""
+    since = max(0, step - 1) if since is None else since
+    states, noise = run.states[: step + 1], run.is_noise[: step + 1]
+    stays = ((states[since + 1 :] == states[since:-1]) & ~noise[since:-1]).all(0)
+    drawn_before = ~noise[: since + 1].all(0)
     result = np.where(drawn_before, "changed", "new").astype(object)
     result[stays] = "settled"
     if step == run.steps:
         result[sorted(wrong_places(run.mistakes or []))] = "wrong"
     result[noise[step]] = "noise"
     return result.tolist()
+
+
+def title(run, runs):
+    """"student, 4 steps". The teacher is hurried where it also takes more steps."""
+    if run.name != "dfm":
+        return f"student, {plural(run.steps, 'step')}"
+    hurried = any(other.name == "dfm" and other.steps > run.steps for other in runs)
+    return f"teacher, {'hurried to ' * hurried}{plural(run.steps, 'step')}"
+
+
+def longest_and_shortest(runs):
+    """The run of most steps, and the last of those of fewest."""
+    return max(runs, key=lambda run: run.steps), min(runs[::-1], key=lambda run: run.steps)
+
+
+def conclusion(runs):
+    """The race in a sentence."""
+    slow, fast = longest_and_shortest(runs)
+    said = f"The {who(fast)} wrote {text_of(fast)} in {plural(fast.steps, 'step')}"
+    if slow.steps > fast.steps:
+        times = slow.seconds[-1] / fast.seconds[-1]
+        said += f", {times:.0f} times faster than the {who(slow)} in {slow.steps:,}"
+    for run in runs:
+        if who(run) != who(fast) and run.steps == fast.steps:
+            said += f"; in {plural(run.steps, 'step')} the {who(run)} wrote {text_of(run)}"
+    return f"{said}."
+
+
+def who(run):
+    return "teacher" if run.name == "dfm" else "student"
+
+
+def text_of(run):
+    if run.mistakes is None:
+        return "a text"
+    return f"a story with {run.verdict()}" if run.mistakes else "a right story"

@@ -26,9 +26,8 @@ from model import Config, Transformer
 from sample import load_model, network_of, write
 from show.command import main
 from show.page import grammar_data, network_data, page_data, quantize, write_page
-from show.picture import picture_times
-from show.race import Clock, finished_text, pane, picture
-from show.run import Run, find_noise, record, statuses
+from show.race import Clock, paint, pane, picture
+from show.run import Run, conclusion, likelier_noise, record, statuses
 
 L = 32
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,49 +75,51 @@ def test_each_status():
     assert statuses(run, 1) == ["noise", "new", "new", "new"]
     assert statuses(run, 2) == ["noise", "changed", "settled", "settled"]
     assert statuses(run, 3) == ["new", "settled", "settled", "wrong"]
-    text = finished_text(run, TOKENIZER)
+    assert statuses(run, 2, since=0) == ["noise", "new", "new", "new"]  # marks are held
+    clock = Clock([run], pace=0)
+    clock.now = 3
+    text = "".join(paint(row, colour=False) for row in pane(run, [run], clock, TOKENIZER, 40))
     assert f"!{TOKENIZER.pieces([8])[0]}!" in text and "1 mistake" in text and text.count("!") == 2
+    assert "word 4: another name" in text
+    # renoise, V = 4: at t = 3/4 a token is noise if 3/4 p < 1/4 * 1/4, by Bayes' rule
+    assert likelier_noise(np.array([0.08, 0.09]), 0.75, 4).tolist() == [True, False]
 
 
-def test_renoise_tells_noise_from_text():
-    """By Bayes' rule with V = 4: at t = 3/4 a token is noise if 3/4 p < 1/4 * 1/4, and at t = 1
-    none is."""
-    p = torch.tensor([[0.08, 0.09], [0.0, 0.0]])
-    noise = find_noise(torch.zeros(3, 2), p, renoise, 4)
-    assert noise.tolist() == [[True, True], [True, False], [False, False]]
-
-
-def test_the_lines_fill_the_screen():
+def test_the_rows_fill_the_screen():
     run = make_run()
-    for width in (20, 36, 79):
+    clock = Clock([run] * 3, 0.5)
+    for columns, n in [(75, 2), (80, 2), (120, 3)]:  # as many panes as fit
         for step in range(9):
-            lines = pane(run, step, TOKENIZER, width, 20)
-            lines = [re.sub(r"\033.*?m", "", line) for line in lines]
-            assert len(lines) == 20 and {len(line) for line in lines} == {width}
-            text = "".join(TOKENIZER.pieces(run.states[step].tolist())).replace("[pad]", "·")
-            assert lines[-1][:3] == "..." or "".join(lines[3:]).split() == text.split()
-    for columns, n in [(60, 1), (80, 2), (120, 3)]:  # as many panes as fit
-        rows = picture([run] * 3, Clock([run], 0.5), TOKENIZER, columns, 24)
-        assert len(rows) == 24 and rows[4].count(" | ") == n - 1
+            clock.now = run.seconds[step]
+            rows = [[text for text, _ in row] for row in
+                    picture([run] * 3, clock, TOKENIZER, columns, 24)]
+            assert len(rows) == 24 and rows[6].count(" | ") == n - 1
+            assert all(len("".join(row)) in (columns, columns - 1) for row in rows[3:20])
+            body = "".join(map(paint, pane(run, [run], clock, TOKENIZER, 36)[3:]))
+            text = re.sub(r"\[(pad|unk)\]", "", TOKENIZER.decode(run.states[step].tolist()))
+            words = re.sub(r"\033.*?m|\[unk\]", "", body).split()
+            assert words[: len(text.split())] == text.split()
 
 
-def test_the_clock_slows_for_the_few_steps_and_speeds_up_for_the_rest():
+def test_the_clock_slows_for_the_few_steps():
     x = np.zeros((101, 1))
-    few = Run("fsdfm", x[:9], [0.01 * i for i in range(9)], x, x)
-    many = Run("dfm", x, [0.8 * i for i in range(101)], x, x)
-    clock = Clock([many, few], pace=0.5)
+    few = Run("fsdfm", x[:9], [0.01 * i for i in range(9)], x, x, [])
+    twin = Run("dfm", x[:9], [0.02 * i for i in range(9)], x, x, [Mistake("name", 0, 1, "")] * 3)
+    many = Run("dfm", x, [0.0, 0.8], x, x)  # still running
+    clock = Clock([many, few, twin], pace=0.5)
     assert clock.speed() == pytest.approx(0.01 / 0.5) and "50 times slower" in clock.line()
-    clock.advance(4.0)  # 8 steps of half a second
-    assert clock.now == pytest.approx(0.08) and "10 times faster" in clock.line()
-    clock.advance(100)
-    assert clock.now == 80 and "finished" in clock.line()
-    true = Clock([many, few], pace=0)
-    assert true.speed() == 1 and "as fast as it ran" in true.line()
-    true.one_step()
-    true.advance(1)
-    assert "paused" in true.line() and true.now == pytest.approx(0.01)
-    times = picture_times([many, few])  # of the GIF: every step of the fastest
-    assert set(few.seconds) <= set(times) and times == sorted(times) and times[-1] == 80
+    clock.advance(4.0, limit=0.8)
+    assert clock.now == pytest.approx(0.08) and clock.end() == pytest.approx(80)
+    assert clock.steps_of(few) == clock.steps_of(twin) == (8, 7)  # together
+    clock.advance(100, limit=0.8)
+    assert clock.now == pytest.approx(0.16) and "as fast" in clock.line()  # the speed changes here
+    assert not clock.finished()
+    many.seconds[:] = [0.8 * i for i in range(101)]
+    clock.advance(100, limit=80)
+    assert clock.finished() and "finished" in clock.line()
+    assert conclusion([many, twin, few]) == (
+        "The student wrote a right story in 8 steps, 1000 times faster than the teacher in 100; "
+        "in 8 steps the teacher wrote a story with 3 mistakes.")
 
 
 def test_the_exact_world_of_the_page():
@@ -259,8 +260,9 @@ def test_texts_page_and_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = "--race dfm:2 fsdfm:1 --html race.html --live --gif race.gif"
     printed = sample(words, monkeypatch, capsys).out
-    assert "DFM, 2 steps" in printed and "FS-DFM, 1 step," in printed and "\033" not in printed
-    assert "2 network calls against 1" in printed and "race.html: open it" in printed
+    assert "teacher, 2 steps" in printed and "student, 1 step\n" in printed
+    assert "\033" not in printed and "of 64 right" in printed and "race.html: open it" in printed
+    assert "weights/fsdfm.pt" in printed
     page = Path("race.html").read_text()
     assert words in page and page.count('id="network-') == 2 and len(page) < 4_000_000
     assert Path("race.gif").read_bytes()[:6] == b"GIF89a"
@@ -269,14 +271,14 @@ def test_texts_page_and_picture(tmp_path, monkeypatch, capsys):
 def test_bad_input(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     checkpoint = torch.load(ROOT / "weights/dfm.pt")
-    torch.save(checkpoint | {"tokenizer": describe_words({"kite"})}, "judge.pt")
+    torch.save(checkpoint | {"tokenizer": describe_words({"kite"})}, "fsdfm.pt")
     torch.save(checkpoint, "dfm.pt")
     checkpoint["settings"]["sampler"] = "extras.samplers.euler"
     torch.save(checkpoint, "dmd.pt")
     for words, message in [
         ("--race dfm", "MODEL:STEPS"),
         ("--race dfm:5000", "1 to 4,096 steps"),
-        ("--race dfm:8 --out .", "judge.pt has other tokens"),
+        ("--race dfm:8 fsdfm:8 --out .", "fsdfm.pt has other tokens"),
         ("--race dmd:8 --out .", "it cannot race"),
         ("--html none/race.html", "cannot be written"),
         ("--race --live", "name its file with --html"),
@@ -290,20 +292,21 @@ def test_bad_input(tmp_path, monkeypatch, capsys):
 
 
 def test_the_race_on_a_terminal(tmp_path):
-    """Colour, a key, and the terminal as it was."""
+    """Colour, keys, and the terminal as it was. The long run is shown while it runs."""
     process, master = pty.fork()
     if process == 0:
         os.chdir(tmp_path)
         os.environ |= {"COLUMNS": "80", "LINES": "24"}
-        words = "--race dfm:16 fsdfm:4 --pace 0.1".split()
+        words = "--race dfm:40 fsdfm:2 --pace 0.1".split()
         os.execv(sys.executable, [sys.executable, ROOT / "sample.py", *words])
-    written, typed = "", False
+    written, keys = "", ["q", "r"]  # replay, then quit
     with open(master, "rb", buffering=0) as terminal, contextlib.suppress(OSError):  # its end
         while True:
             written += terminal.read(65536).decode(errors="replace")
-            if not typed and "of the network's time" in written:
-                typed = os.write(master, b"q")
+            if keys and "r replay" in written[-3000:] and "of 64 right" in written[-3000:]:
+                os.write(master, keys.pop().encode())
+                written += "\n" * 3000
     assert os.waitpid(process, 0)[1] == 0
     assert "space pause" in written and "\033[1;30;46m" in written
     assert written.rindex("\033[?1049l") > written.rindex("\033[?1049h")
-    assert "16 network calls against 4" in written
+    assert "teacher in 40." in written
