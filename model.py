@@ -13,11 +13,12 @@ One network that is told its step size: the first idea of FS-DFM, which has it f
 (Frans et al. 2024).
 
     DFM, the many-step baseline    c = SiLU(E_t(t))
-    FS-DFM, the few-step student   c = SiLU(W2 SiLU(W1 [E_t(t), E_h(h)]))
+    FS-DFM, the few-step student   c = SiLU(W2 SiLU(W1 [E_t(t), E_h(h)])), W2 anew in every block
     judge, which scores text       a causal mask; it reads text alone, so t = 1
 
 Sources: FS-DFM (arXiv 2509.20624), whose network follows SEDD (Lou et al. 2024); rotary positions
-from RoFormer (Su et al. 2021). Before: toy.py. Read next: flow.py, where logits become text.
+from RoFormer (Su et al. 2021); normalized queries and keys (Henry et al. 2020), which the paper
+does not have. Before: toy.py. Read next: flow.py, where logits become text.
 """
 
 import math
@@ -122,12 +123,14 @@ class Attention(nn.Module):
         self.n_head = config.n_head
         self.causal = config.causal
         self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
+        self.qk_norm = nn.RMSNorm(config.dim // config.n_head, elementwise_affine=False)
         self.out = nn.Linear(config.dim, config.dim, bias=False)
 
     def forward(self, x, cos, sin):
         B, L, d = x.shape
         q, k, v = self.qkv(x).view(B, L, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)  # (B, heads, L, head_dim)
+        q, k = self.qk_norm(q), self.qk_norm(k)  # (B, heads, L, head_dim)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         y = attend(q, k, v, self.causal)
         return self.out(y.transpose(1, 2).reshape(B, L, d))
 
@@ -225,7 +228,7 @@ def student_from(dfm):
     SiLU(a) - SiLU(-a) = a, so W1 makes [a, -a] and W2 = [I, -I] makes a again. The columns of W1
     that read E_h(h) start at 0.
     """
-    student = Transformer(replace(dfm.config, step_aware=True))
+    student = type(dfm)(replace(dfm.config, step_aware=True))
     student.load_state_dict(dfm.state_dict(), strict=False)  # the biases of W1 and W2 are 0
     eye = torch.eye(dfm.config.cond_dim)
     for module in student.modules():

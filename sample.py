@@ -27,7 +27,7 @@ import torch
 from data.stories import can_check, check
 from data.tokenizer import Tokenizer
 from flow import generate
-from model import Config, Transformer
+from model import Config
 
 WEIGHTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "weights")
 AT_A_TIME = 64  # texts
@@ -60,12 +60,13 @@ def load_checkpoint(path):
 
 
 def network_of(checkpoint, weights="ema"):
-    """The Transformer of a checkpoint, with its EMA weights if it has them, or those trained."""
+    """The network of a checkpoint, with its EMA weights if it has them, or those trained."""
     state = checkpoint.get(weights) or checkpoint["model"]
     for name, value in state.items():
         if isinstance(value, dict):  # of weights/: int8, and a scale for each row
             state[name] = value["int8"].float() * value["scale"]
-    model = Transformer(Config(**checkpoint["config"]))
+    architecture = named(checkpoint["settings"].get("architecture"), "model.Transformer")
+    model = architecture(Config(**checkpoint["config"]))
     model.load_state_dict(state)
     return model.eval()
 

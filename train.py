@@ -30,7 +30,7 @@ from data.tokenizer import Tokenizer
 from data.tokens import load_tokens
 from distill import distillation_loss
 from flow import dfm_loss
-from model import Config, Transformer, next_token_nll, student_from
+from model import Config, next_token_nll, student_from
 from sample import load_checkpoint, network_of, printable
 
 # ------------------------------------------------------------------------------------------------
@@ -63,6 +63,7 @@ stage = ""  # judge, dfm or fsdfm
 data = "stories"  # a folder in data/, made by data/prepare.py
 out = "out"  # folder of the checkpoints
 # network; the student has that of the DFM
+architecture = "model.Transformer"  # a class, saved with it
 block_size = 128  # L, tokens of a text
 n_layer = 4
 n_head = 4
@@ -152,12 +153,13 @@ elif stage == "fsdfm":
         stop(f"{out}/dfm.pt is not finished: go on with `train.py dfm --resume`")
     model = student_from(network_of(dfm))
 else:
-    model = Transformer(Config(
+    model = named(architecture, "model.Transformer")(Config(
         meta["vocab_size"], block_size, n_layer, n_head, dim, cond_dim, dropout,
         causal=stage == "judge", position_scale=position_scale,
     ))
 if model.config.block_size != block_size:
     stop(f"that network has block_size {model.config.block_size}: give it, --block_size")
+settings["architecture"] = f"{type(model).__module__}.{type(model).__name__}"
 model.to(device).train()
 teacher = copy.deepcopy(model).requires_grad_(False).eval() if stage == "fsdfm" else None
 optimizers = make_optimizers(model, weight_decay)

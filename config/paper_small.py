@@ -6,6 +6,7 @@ from functools import partial
 from extras.paper import distillation_loss, make_optimizers, schedule, student_from
 
 Config = partial(Config, time_scale=1.0)
+architecture = "extras.published.Transformer"
 data, out = "fineweb-edu", "out-paper"
 block_size, n_layer, n_head, dim, cond_dim, dropout = 1024, 12, 12, 768, 128, 0.1
 position_scale = 0.0

@@ -1,5 +1,5 @@
 """Stories, in which mistakes can be counted: 15 minutes on 2 CPU cores. The default."""
 
-iterations = {"judge": 300, "dfm": 5000, "fsdfm": 1500}[stage]
-learning_rate = {"judge": 5e-3, "dfm": 2.5e-3, "fsdfm": 1.2e-3}[stage]
+iterations = {"judge": 300, "dfm": 4000, "fsdfm": 1500}[stage]
+learning_rate = {"judge": 5e-3, "dfm": 4e-3, "fsdfm": 1.5e-3}[stage]
 dropout = 0.1 if stage == "judge" else 0.0

@@ -23,7 +23,7 @@ from data.stories import check
 from sample import WEIGHTS, load_checkpoint, load_model, write
 from show.page import quantize
 
-COLUMNS = {"dfm": (8, 64), "fsdfm": (4, 8), "dmd": (4, 8)}  # steps that are measured
+COLUMNS = {"dfm": (4, 8), "fsdfm": (4, 8), "dmd": (4, 8)}  # steps that are measured
 KEPT = ("stage", "config", "settings", "iteration", "seconds", "tokenizer")
 README = """# Trained networks
 
@@ -32,7 +32,7 @@ They write the stories of `data/stories.py`. Made by
 
     python data/prepare.py stories
     for stage in judge dfm fsdfm; do python train.py $stage config/stories_long.py; done
-    python -m extras.matching --out=out-long --iterations=3000
+    python -m extras.matching --out=out-long --text_share=0.3 --anchor_weight=0.15
     python experiments/pack.py
 
 with seed {seed}{machine}:

@@ -266,7 +266,8 @@ def main():
     place = pick_device(device)
     meta, tokens, student, ema, dfm, auxiliary, optimizer, first, seconds = start(place)
     L = dfm.config.block_size
-    settings = {"iterations": iterations, "seed": seed, "sampler": "extras.samplers.renoise"}
+    settings = {"iterations": iterations, "seed": seed, "sampler": "extras.samplers.renoise",
+                "architecture": f"{type(dfm).__module__}.{type(dfm).__name__}"}
     began = time.perf_counter() - seconds
     bar = tqdm(range(first, iterations), "training dmd", iterations, initial=first)
     for iteration in bar:

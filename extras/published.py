@@ -5,8 +5,8 @@
 
 A published `.pth` is a dict of state dicts: `teacher_model`, the many-step DFM, `student_model` and
 its EMA `student_ema_model`, FS-DFM. A file with a DFM alone calls it `model`. The network is ours,
-with other names, q, k and v apart, no sines added to the embedding, and t and h embedded without a
-scale. Its tokens are GPT-2's 50,257; one row more is MASK (extras/mask.py).
+with other names, q, k and v apart and not normalized, no sines added to the embedding, and t and h
+embedded without a scale. Its tokens are GPT-2's 50,257; one row more is MASK (extras/mask.py).
 """
 
 from config.command import stop  # before torch
@@ -17,7 +17,9 @@ import re
 from pathlib import Path
 
 import torch
+from torch import nn
 
+import model
 from model import Config
 
 NETWORKS = {"dfm": ("teacher_model", "model"), "fsdfm": ("student_ema_model", "student_model")}
@@ -32,6 +34,15 @@ RENAMED = [
     ("attn_out", "attention.out"),
     ("norm_final", "norm"),
 ]
+
+
+class Transformer(model.Transformer):
+    """Attention by queries and keys as they are."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        for block in self.blocks:
+            block.attention.qk_norm = nn.Identity()
 
 
 def our_state(state):
@@ -67,7 +78,8 @@ def convert(published, network, n_head=None, vocab_size=50257):
     return {
         "stage": "fsdfm" if config.step_aware else "dfm", "config": vars(config), "model": state,
         "ema": None, "iteration": 0, "seconds": 0.0, "tokenizer": {"kind": "gpt2"},
-        "settings": {"iterations": 0, "sampler": sampler},
+        "settings": {"iterations": 0, "sampler": sampler,
+                     "architecture": "extras.published.Transformer"},
     }
 
 

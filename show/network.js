@@ -187,15 +187,19 @@ class Network {
     return x;
   }
 
-  // Rotary positions: turns the pairs (x[k], x[k + size / 2]) of q and k, in place.
-  rotate(qkv, L, part, head, { cos, sin }) {
+  // Queries (part 0) or keys (part 1) of a head, in place: normalized, and then rotary positions,
+  // which turn the pairs (x[k], x[k + size / 2]).
+  normalizeAndRotate(qkv, L, part, head, { cos, sin }) {
     const { dim: d, n_head: heads } = this.config;
     const size = d / heads;
     for (let i = 0; i < L; i++) {
       const start = i * 3 * d + part * d + head * size;
+      let square = 0;
+      for (let k = 0; k < size; k++) square += qkv[start + k] ** 2 / size;
+      const factor = 1 / Math.sqrt(square + 2 ** -23);
       for (let k = 0; k < size / 2; k++) {
-        const a = qkv[start + k];
-        const b = qkv[start + k + size / 2];
+        const a = factor * qkv[start + k];
+        const b = factor * qkv[start + k + size / 2];
         const angle = i * size / 2 + k;
         qkv[start + k] = a * cos[angle] - b * sin[angle];
         qkv[start + k + size / 2] = b * cos[angle] + a * sin[angle];
@@ -211,8 +215,8 @@ class Network {
     const scores = new Float32Array(L);
     const angles = this.angles(L, size);
     for (let head = 0; head < heads; head++) {
-      this.rotate(qkv, L, 0, head, angles);
-      this.rotate(qkv, L, 1, head, angles);
+      this.normalizeAndRotate(qkv, L, 0, head, angles);
+      this.normalizeAndRotate(qkv, L, 1, head, angles);
       for (let i = 0; i < L; i++) {
         const q = i * 3 * d + head * size;
         for (let j = 0; j < L; j++) {

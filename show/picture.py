@@ -25,8 +25,10 @@ def draw(rows, columns):
     """Rows of (str, style) as an image: a grid of characters."""
     image = Image.new("RGB", ((columns + 2) * WIDTH, (LINES + 1) * HEIGHT), "white")
     canvas = ImageDraw.Draw(image)
-    fonts = {weight: ImageFont.truetype(findfont(FontProperties("monospace", weight=weight)), SIZE)
-             for weight in ("normal", "bold")}
+    fonts = {}
+    for weight in ("normal", "bold"):
+        found = findfont(FontProperties(family="monospace", weight=weight))
+        fonts[weight] = ImageFont.truetype(found, SIZE)
     for y, row in enumerate(rows):
         x = 1
         for text, style in row:

@@ -3,6 +3,7 @@
 import ast
 import doctest
 import inspect
+import os
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 
 import distill
 import flow
@@ -121,11 +123,26 @@ def test_commands_name_files_and_flags_that_exist(path):
             assert (ROOT / config).exists(), config
 
 
-def test_what_is_promised_of_a_readme():
-    """The example of README.md for use from Python runs."""
-    example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
-    done = subprocess.run([sys.executable, "-c", example], cwd=ROOT, text=True,
-                          capture_output=True)
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 3
-    assert all(line.startswith("Mia had a") for line in done.stdout.splitlines())
+def test_the_python_of_the_readme_runs(tmp_path):
+    """The example of writing, another step, another network and another schedule."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    example, step, network, schedule = blocks
+
+    def run(*command):
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, text=True, capture_output=True,
+                              env=os.environ | {"PYTHONPATH": str(tmp_path)})
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    texts = run("-c", example).splitlines()
+    assert len(texts) == 3 and all(text.startswith("Mia had a") for text in texts)
+    (tmp_path / "mine.py").write_text(step)
+    run("sample.py", "--sampler", "mine.top10")
+    (tmp_path / "mine.py").write_text(network)
+    run("train.py", "dfm", "config/tiny.py", "--architecture=mine.Transformer", "--iterations=2",
+        f"--out={tmp_path}")
+    run("sample.py", "--model", "dfm", f"--out={tmp_path}")
+    exec(schedule, names := {})
+    t = torch.tensor(0.3, requires_grad=True)
+    names["kappa"](t).backward()
+    assert torch.isclose(names["rate"](t), t.grad / (1 - names["kappa"](t)))

@@ -151,7 +151,7 @@ def test_the_network_of_the_page_is_the_network(changes):
     logits = in_node(network_data(network), f"""const network = new Network(data);
         report([[{t}], {times}].map((at) => [...network.logits({x_t[0].tolist()}, at, {h})]));""")
     packed = quantize(network.state_dict())
-    int8 = network_of({"config": vars(network.config), "model": packed})
+    int8 = network_of({"config": vars(network.config), "model": packed, "settings": {}})
     for before, after in zip(network.parameters(), int8.parameters()):
         half_a_scale = before.abs().amax(-1, keepdim=True) / 254 + 1e-7
         assert ((after - before).abs() <= half_a_scale).all()
