@@ -144,7 +144,7 @@ def draw_ladder(rows, report):
     axis.set_xlim(0, 1.12)
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
     axis.set_xlabel("stories without a mistake (bars: 95% intervals)")
-    axis.legend(frameon=False, loc="upper right")
+    axis.legend(loc="upper right", framealpha=1, edgecolor="white")
     few = [row for row in rows if row["steps"] == counts[-1]]
     axis.set_title(f"{counts[-1]} steps: from {few[0]['right']:.0%} right stories "
                    f"to {few[-1]['right']:.0%}, one idea a rung", loc="left")
