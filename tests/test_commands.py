@@ -50,16 +50,17 @@ def test_given_tokens_guide_the_others(student):
 
 
 def test_temperature(student):
-    """A low temperature makes texts alike; the network's logits are divided by it."""
+    """The network's logits are divided by it; near 0 the likeliest token is drawn."""
     model, tokenizer = student
     x = torch.randint(tokenizer.vocab_size, (2, 128))
     t, h = torch.tensor([0.25, 0.5]), torch.tensor([0.25, 0.125])
     torch.testing.assert_close(at_temperature(model, 0.5)(x, t, h), 2 * model(x, t, h))
-    words = []
-    for T in (0.2, 1.0):
-        texts = write(model, tokenizer, num_samples=32, seed=1, temperature=T)
-        words.append(len(set(" ".join(texts).split())))
-    assert words[0] < words[1]
+    torch.manual_seed(1)
+    x_0 = torch.randint(tokenizer.vocab_size, (4, 128))
+    likeliest = model(x_0, torch.zeros(4), torch.ones(4)).argmax(-1)
+    torch.manual_seed(1)
+    x_1 = fill(model, torch.full((4, 128), -1), steps=1, temperature=1e-4)
+    assert (x_1 == likeliest).float().mean() > 0.99
 
 
 def test_networks_that_are_not_trained_come_with_the_project(tmp_path, monkeypatch):
@@ -113,7 +114,7 @@ def test_eval_and_plot(tmp_path):
     right = {(row["model"], row["steps"], row["temperature"]): row["right"]
              for row in report["rows"]}
     assert len(right) == 8
-    assert right["fsdfm", 8, 1] > 0.5 > right["fsdfm", 1, 1]  # 0.90 and 0.0 in weights/README.md
+    assert right["fsdfm", 8, 1] > 0.5 > right["fsdfm", 1, 1]  # 0.91 and 0.0
     done = run("experiments/ladder.py", "--out", tmp_path, "--num-samples", 16)
     assert done.returncode == 0, done.stderr
     ladder = json.loads((tmp_path / "ladder.json").read_text())
@@ -154,8 +155,7 @@ def test_an_unfinished_network_is_named(tmp_path):
     checkpoint = load_checkpoint("weights/fsdfm.pt")
     torch.save(checkpoint | {"iteration": 5}, tmp_path / "fsdfm.pt")
     done = run("sample.py", "--out", tmp_path)
-    assert done.returncode == 0
-    assert "is not finished, 5 of 6000 iterations" in done.stderr
+    assert done.returncode == 0 and "is not finished, 5 of 2000 iterations" in done.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
