@@ -15,9 +15,9 @@ import traceback
 from pathlib import Path
 
 # Threads that wait for one another spin at first. With fewer spins 30 iterations on two cores that
-# other trainings keep busy take 35 s instead of 198 (docs/speed.md), on idle ones 7% more. Read
+# other trainings keep busy take 42 s instead of 198 (docs/speed.md), on idle ones 4% more. Read
 # when PyTorch is imported.
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 ROOT = Path(__file__).resolve().parent.parent
 
