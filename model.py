@@ -17,7 +17,7 @@ One network that is told its step size: the first idea of FS-DFM, which has it f
     judge, which scores text       a causal mask; it reads text alone, so t = 1
 
 Sources: FS-DFM (arXiv 2509.20624), whose network follows SEDD (Lou et al. 2024); rotary positions
-from RoFormer (Su et al. 2021); normalized queries and keys (Henry et al. 2020), which the paper
+from RoFormer (Su et al. 2021); normalised queries and keys (Henry et al. 2020), which the paper
 does not have. Before: toy.py. Read next: flow.py, where logits become text.
 """
 

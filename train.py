@@ -7,7 +7,7 @@
     torchrun --nproc-per-node 8 train.py dfm config/paper_small.py
 
 Every name under "settings" can be given as --name=value, and a file of such assignments as well.
-Without a file it is config/stories.py: 15 to 25 minutes on 2 CPU cores for all three. Ctrl-C saves
+Without a file it is config/stories.py: about 20 minutes on 2 CPU cores for all three. Ctrl-C saves
 and ends; --resume goes on after that, or after any other interruption. Before: distill.py. Read
 next: sample.py.
 """

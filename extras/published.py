@@ -5,7 +5,7 @@
 
 A published `.pth` is a dict of state dicts: `teacher_model`, the many-step DFM, `student_model` and
 its EMA `student_ema_model`, FS-DFM. A file with a DFM alone calls it `model`. The network is ours,
-with other names, q, k and v apart and not normalized, no sines added to the embedding, and t and h
+with other names, q, k and v apart and not normalised, no sines added to the embedding, and t and h
 embedded without a scale. Its tokens are GPT-2's 50,257; one row more is MASK (extras/mask.py).
 """
 

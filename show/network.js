@@ -187,9 +187,9 @@ class Network {
     return x;
   }
 
-  // Queries (part 0) or keys (part 1) of a head, in place: normalized, and then rotary positions,
+  // Queries (part 0) or keys (part 1) of a head, in place: normalised, and then rotary positions,
   // which turn the pairs (x[k], x[k + size / 2]).
-  normalizeAndRotate(qkv, L, part, head, { cos, sin }) {
+  normaliseAndRotate(qkv, L, part, head, { cos, sin }) {
     const { dim: d, n_head: heads } = this.config;
     const size = d / heads;
     for (let i = 0; i < L; i++) {
@@ -215,8 +215,8 @@ class Network {
     const scores = new Float32Array(L);
     const angles = this.angles(L, size);
     for (let head = 0; head < heads; head++) {
-      this.normalizeAndRotate(qkv, L, 0, head, angles);
-      this.normalizeAndRotate(qkv, L, 1, head, angles);
+      this.normaliseAndRotate(qkv, L, 0, head, angles);
+      this.normaliseAndRotate(qkv, L, 1, head, angles);
       for (let i = 0; i < L; i++) {
         const q = i * 3 * d + head * size;
         for (let j = 0; j < L; j++) {
