@@ -28,7 +28,9 @@ from data.stories import KINDS
 from eval import FEW
 
 LABELS = {"dfm": "DFM", "fsdfm": "FS-DFM", "dmd": "distribution matching"}
-COLOURS = {"dfm": "#1f5fa8", "fsdfm": "#d1495b", "dmd": "#2a9d5c"}
+# colours that the colour-blind tell apart (Okabe and Ito 2008)
+COLOURS = {"dfm": "#0072b2", "fsdfm": "#d55e00", "dmd": "#009e73"}
+MARKERS = {"dfm": "o", "fsdfm": "s", "dmd": "^"}
 LADDER_COLOURS = ["#1f5fa8", "#f0a030", "#7fb0e0", "#806000"]  # most steps first
 GREY = "#444444"  # of real text
 PERPLEXITY, ENTROPY = "generative perplexity (lower is better)", "token entropy, bits"
@@ -52,11 +54,11 @@ def error_bars(rows, measure):
             [row["right_high"] - row["right"] for row in rows]]
 
 
-def draw_line(axis, rows, measure, model, **style):
-    """A measure against the number of steps, with its name at the right end."""
+def draw_line(axis, rows, measure, model):
+    """A measure against the number of steps."""
     x, y = [row["steps"] for row in rows], [row[measure] for row in rows]
-    axis.errorbar(x, y, error_bars(rows, measure), color=COLOURS[model], marker="o", linewidth=2,
-                  capsize=3, label=LABELS[model], **style)
+    axis.errorbar(x, y, error_bars(rows, measure), color=COLOURS[model], marker=MARKERS[model],
+                  linewidth=2, capsize=3, label=LABELS[model])
 
 
 def steps_axis(axis, rows):
@@ -73,11 +75,16 @@ def plain_log_scale(axis):
     axis.set_ylabel(PERPLEXITY)
 
 
-def title(report, measure="perplexity"):
+def title(report, measure, form):
+    """What the picture says of FEW steps, and below it of how many texts."""
     counts = sorted({row["texts"] for row in report["rows"]})
     texts = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     error = "95% interval" if measure == "right" else "one standard error"
-    return f"{report['length']} tokens; error bars: {error} over {texts} texts"
+    found = [f"{LABELS[model]} {row[measure]:{form}}" for model, rows in lines_of(report).items()
+             for row in rows if row["steps"] == FEW]
+    name = {"right": "Right stories", "perplexity": "Perplexity"}[measure]
+    message = f"{name} in {FEW} steps: {', '.join(found)}\n" if found else ""
+    return f"{message}{report['length']} tokens; error bars: {error} over {texts} texts"
 
 
 def draw_curve(report):
@@ -91,7 +98,7 @@ def draw_curve(report):
     plain_log_scale(axes[0])
     axes[0].legend(frameon=False)
     axes[1].set_ylabel(ENTROPY)
-    figure.suptitle(title(report))
+    figure.suptitle(title(report, "perplexity", ".0f"))
     return figure
 
 
@@ -117,7 +124,7 @@ def draw_stories(report):
     axes[1].set_xlabel("mistakes a story")
     if axes[1].patches:  # FEW steps were measured
         axes[1].legend(frameon=False)
-    figure.suptitle(title(report, "right"))
+    figure.suptitle(title(report, "right", ".0%"))
     return figure
 
 
@@ -158,15 +165,17 @@ def function_of(rows, rung):
 def draw_frontier(report):
     """Perplexity against entropy, a line for each model and number of steps, the temperature beside
     each point, and a star for real text."""
-    figure, axis = plt.subplots(figsize=(10, 7), layout="constrained")
+    figure, axis = plt.subplots(figsize=(12, 7), layout="constrained")
     counts = sorted({row["steps"] for row in report["rows"]})
     for model, n in sorted({(row["model"], row["steps"]) for row in report["rows"]}):
         rows = [row for row in report["rows"] if (row["model"], row["steps"]) == (model, n)]
         rows.sort(key=lambda row: row["temperature"])
         x, y = [row["entropy"] for row in rows], [row["perplexity"] for row in rows]
         style = ("-", "--", ":", "-.")[counts.index(n) % 4]
-        axis.errorbar(x, y, [row["perplexity_error"] for row in rows], marker="o", capsize=3,
-                      color=COLOURS[model], linestyle=style, label=f"{LABELS[model]}, {n:,} steps")
+        axis.plot(x, y, style, color=COLOURS[model], marker=MARKERS[model],
+                  label=f"{LABELS[model]}, {n:,} steps")
+        axis.errorbar(x, y, [row["perplexity_error"] for row in rows], fmt="none", capsize=3,
+                      color=COLOURS[model])
         for row in rows:
             axis.annotate(f"{row['temperature']:g}", (row["entropy"], row["perplexity"]), (5, -13),
                           textcoords="offset points", fontsize=9)
@@ -174,10 +183,12 @@ def draw_frontier(report):
     axis.plot(real["entropy"], real["perplexity"], "*", color=GREY, markersize=18,
               label="real text")
     plain_log_scale(axis)
+    axis.yaxis.set_minor_formatter("{x:,.0f}")
     axis.set_xlabel(ENTROPY)
     axis.grid(alpha=0.25)
-    axis.legend(frameon=False, handlelength=3)
-    figure.suptitle(f"{title(report)}\nbeside each point: temperature")
+    figure.legend(loc="outside right upper", frameon=False, handlelength=5)
+    figure.suptitle("Of two networks the better has the lower line\n"
+                    f"{report['length']} tokens; beside each point: temperature")
     return figure
 
 
