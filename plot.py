@@ -6,7 +6,7 @@
 
 Curve     perplexity and entropy against the number of steps.
 Stories   right stories against the number of steps, and what is wrong with the others.
-Ladder    right stories in few steps, one idea more on each rung.
+Ladder    right stories in few steps, a rung for each idea.
 Frontier  perplexity against entropy, a point for each temperature: the fairest comparison, since a
           lower temperature lowers both. A model is better where its line is lower.
 
@@ -31,7 +31,7 @@ LABELS = {"dfm": "DFM", "fsdfm": "FS-DFM", "dmd": "distribution matching"}
 # colours that the colour-blind tell apart (Okabe and Ito 2008)
 COLOURS = {"dfm": "#0072b2", "fsdfm": "#d55e00", "dmd": "#009e73"}
 MARKERS = {"dfm": "o", "fsdfm": "s", "dmd": "^"}
-LADDER_COLOURS = ["#1f5fa8", "#f0a030", "#7fb0e0", "#806000"]  # most steps first
+LADDER_COLOURS = ["#f0a030", "#1f5fa8", "#7fb0e0", "#806000"]  # fewest steps first
 GREY = "#444444"  # of real text
 PERPLEXITY, ENTROPY = "generative perplexity (lower is better)", "token entropy, bits"
 LOOK = {"font.size": 13, "axes.spines.top": False, "axes.spines.right": False}
@@ -131,7 +131,7 @@ def draw_stories(report):
 def draw_ladder(rows, report):
     """Right stories of each rung, a bar for each number of steps, and the DFM's in the most."""
     rungs = list(dict.fromkeys(row["rung"] for row in rows))
-    counts = sorted({row["steps"] for row in rows}, reverse=True)
+    counts = sorted({row["steps"] for row in rows})
     figure, axis = plt.subplots(figsize=(11, 1.5 + 0.85 * len(rungs)), layout="constrained")
     height = 0.8 / len(counts)
     for i, n in enumerate(counts):
@@ -140,7 +140,7 @@ def draw_ladder(rows, report):
         bars = axis.barh(places, [row["right"] for row in found], 0.92 * height,
                          xerr=error_bars(found, "right"), capsize=3, label=f"{n} steps",
                          color=LADDER_COLOURS[i % 4])
-        axis.bar_label(bars, [f"{row['right']:.0%}" for row in found], padding=4)
+        axis.bar_label(bars, [f"{row['right']:.1%}" for row in found], padding=4)
     many = max((row for row in report["rows"] if row["model"] == "dfm" and "right" in row),
                key=lambda row: row["steps"], default=None)
     if many and many["steps"] > max(counts):
@@ -151,10 +151,10 @@ def draw_ladder(rows, report):
     axis.set_xlim(0, 1.12)
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
     axis.set_xlabel("stories without a mistake (bars: 95% intervals)")
-    axis.legend(loc="upper right", framealpha=1, edgecolor="white")
-    few = [row for row in rows if row["steps"] == counts[-1]]
-    axis.set_title(f"{counts[-1]} steps: from {few[0]['right']:.0%} right stories "
-                   f"to {few[-1]['right']:.0%}, one idea a rung", loc="left")
+    figure.legend(loc="outside lower right", ncols=3, frameon=False)
+    few = [row for row in rows if row["steps"] == counts[0]]
+    axis.set_title(f"{counts[0]} steps: from {few[0]['right']:.1%} right stories "
+                   f"to {few[-1]['right']:.1%}", loc="left")
     return figure
 
 

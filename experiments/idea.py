@@ -97,9 +97,10 @@ def draw_guess(model, tokenizer, x_1, x_0, u):
         for k in range(GUESSES):
             share, y = best.values[i, k].item(), -k - 1.1
             if share >= 0.01:
-                axis.barh(y, 0.9 * share, 0.8, left=i - 0.45, color="#c9dcf2")
+                axis.barh(y, 0.94, 0.8, left=i - 0.47, color="#f0f4f9")
+                axis.barh(y, 0.94 * share, 0.8, left=i - 0.47, color="#c0d6f0")
                 word = tokenizer.decode([best.indices[i, k].item()])
-                axis.text(i, y, f"{word} {100 * share:.0f}%", ha="center", va="center", fontsize=10)
+                axis.text(i, y, f"{word} {100 * share:.0f}%", ha="center", va="center", fontsize=9)
     return figure
 
 
@@ -122,7 +123,7 @@ def draw_jump(model, tokenizer, x_1, x_0, u):
         axis.text(i, -1, f"{p_jump[i]:.2f}", ha="center", va="center", fontsize=11)
     changed = (after != x_t)[0, :SHOWN].nonzero().flatten().tolist()
     is_right = (after == x_1)[0]
-    write_words(axis, -2, after[0], is_right, tokenizer, f"x_t, t = {T + H:g}", changed)
+    write_words(axis, -2, after[0], is_right, tokenizer, f"x_(t+h), h = {H:g}", changed)
     return figure
 
 
@@ -161,7 +162,7 @@ def draw_shortcut(*_):
     """The student's one step above, the teacher's two half steps below."""
     figure, axis = plt.subplots(figsize=(12, 3.4), layout="constrained")
     axis.set_xlim(-0.25, 2.25)
-    axis.set_ylim(-1.25, 1.15)
+    axis.set_ylim(-1.3, 1.15)
     axis.axis("off")
     axis.plot([0, 2], [0, 0], color="#cccccc", linewidth=2, zorder=0)
     for x, name in enumerate(("t", "t + h/2", "t + h")):
@@ -171,10 +172,11 @@ def draw_shortcut(*_):
     axis.text(1, 0.55, "student: one step of h", ha="center", color=JUMP_COLOUR, fontweight="bold")
     for x in (0, 1):
         arrow(axis, (x, 0), (x + 1, 0), TEXT_COLOUR, 0.32)
-    for x, weighted in enumerate(("l1", "2 l2 + 2 l3", "l4")):
-        axis.text(x, -0.68, weighted, ha="center", color=TEXT_COLOUR)
-    text = "teacher (EMA of the student), two steps of h/2: target = (l1 + 2 l2 + 2 l3 + l4) / 6"
-    axis.text(1, -1.12, text, ha="center", color=TEXT_COLOUR, fontweight="bold")
+    arrow(axis, (1, 0), (2, 0), TEXT_COLOUR, 0.48)  # the third jump, from x_b to x_c
+    for x, calls in enumerate(("l1 at x_t", "l2 at x_a, l3 at x_b", "l4 at x_c")):
+        axis.text(x, -0.9, calls, ha="center", color=TEXT_COLOUR)
+    text = "teacher (EMA of the student), steps of h/2: target = (l1 + 2 l2 + 2 l3 + l4) / 6"
+    axis.text(1, -1.2, text, ha="center", color=TEXT_COLOUR, fontweight="bold")
     return figure
 
 

@@ -1,11 +1,12 @@
-"""Where do few steps come from? Right stories in 4 and 8 steps, one idea more on each rung.
+"""Where do few steps come from? Right stories in 4 and 8 steps, a rung for each idea.
 
     python experiments/ladder.py                  OUT/ladder.json, drawn by plot.py
     python experiments/ladder.py --steps 2 4 8 16 --num-samples 1024
 
-The first rung is the DFM with the sampler of Meta's library; each of the others changes one
-function. All rungs draw from the same seeds. Distribution matching goes beyond the paper, and has a
-rung where it has been trained (extras/matching.py). Before: eval.py, extras/samplers.py.
+The first rung is the DFM with the sampler of Meta's library; each of the others changes the one
+before. Distribution matching (extras/matching.py) goes beyond the paper and starts from the DFM
+again; it has a rung where it has been trained. All rungs draw from the same seeds. Before: eval.py,
+extras/samplers.py.
 """
 
 import sys
@@ -34,7 +35,7 @@ RUNGS = [  # what it is, where its code stands, network, sampler
     ("+ cumulative scalar", "flow.jump", "dfm", uniform_grid),
     ("+ steps that shrink", "flow.time_grid", "dfm", generate),
     ("+ shortcut teacher: FS-DFM", "distill.py", "fsdfm", generate),
-    ("+ distribution matching", "extras/matching.py", "dmd", renoise),
+    ("DFM + distribution matching", "extras/matching.py", "dmd", renoise),
 ]
 
 
