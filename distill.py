@@ -2,7 +2,8 @@
 
 FS-DFM's third idea, from shortcut models (Frans et al. 2024). The teacher is the student itself,
 its weights averaged over time (EMA). Fine steps learn from text, and every larger step learns from
-steps of half its size. All calls are told h/2, all jumps are those of the cumulative scalar:
+steps of half its size. All calls are told h/2. All jumps are flow.jump, and one that ends at
+t + h = 1 draws x_1 ~ p:
 
     l1 = teacher(x_t, t)              x_a = jump(x_t, l1) from t to t + h/2
     l2 = teacher(x_a, t + h/2)        x_b = jump(x_a, l2) from t + h/2 to t + h
@@ -24,7 +25,7 @@ import torch
 
 from flow import generalized_kl, jump, sample_path
 
-FINEST = 1024
+FINEST = 1024  # the finest step is 1/1024, and times are its multiples
 # how often, in %, a step of size 1, 1/2, 1/4, ..., 1/1024 is trained. The largest are rare: trained
 # as often as the others, they lower the entropy of the texts
 SHARES = torch.tensor([0.6, 0.7, 0.9, 4, 12, 14, 16, 12, 10, 10, 19.8])
@@ -51,10 +52,10 @@ def forward_kl(target, logits):
     return (log_p.exp() * (log_p - logits.float().log_softmax(-1))).sum(-1)
 
 
-def sample_steps(batch_size):
+def sample_steps(batch_size, shares):
     """A random step for each text, largest first: n (B,) int64, where h = 1/n is its size, and its
     start t (B,), uniform on the multiples of 1/1024 with t + h <= 1."""
-    n = 2 ** torch.multinomial(SHARES, batch_size, replacement=True).sort().values
+    n = 2 ** torch.multinomial(shares, batch_size, replacement=True).sort().values
     starts = FINEST - FINEST // n + 1  # how many there are
     return n, (torch.rand(batch_size) * starts).long() / FINEST
 
@@ -67,9 +68,9 @@ def distillation_loss(student, teacher, x_1, largest_weight=math.inf):
     the paper h = 1/1024 alone, for L = 1024.)
     """
     B, L = x_1.shape
-    n, t = sample_steps(B)  # on the CPU: how many rows have the teacher is then known there
+    n, t = sample_steps(B, SHARES)  # on the CPU: how many rows have the teacher is then known there
     k = int((n < L // 2).sum())  # rows [:k] have the teacher, rows [k:] the data loss
-    n, t = n.to(x_1.device), t.to(x_1.device)
+    n, t = (v.to(x_1.device, non_blocking=True) for v in (n, t))  # a GPU is not waited for
     h, last = 1 / n, t + 1 / n == 1  # (B,) each
     x_t = sample_path(x_1, t, student.config.vocab_size)  # (B, L)
     logits = student(x_t, t, h)  # (B, L, V)

@@ -45,9 +45,9 @@ from sample import (
     AT_A_TIME, fill, find_network, load_checkpoint, load_model, network_of, printable,
 )
 
-NETWORKS = ["dfm", "fsdfm", "dmd"]
+LABELS = {"dfm": "DFM", "fsdfm": "FS-DFM", "dmd": "distribution matching"}  # the networks
 STEPS = [1, 2, 4, 8, 16, 32, 64, 256, 1024]
-EXPECTED = 0.93  # of the DFM's stories are right in 64 steps or more (docs/results.md)
+EXPECTED = 0.93  # least share of right stories in 64 steps of a DFM that has learned them
 SLOW = 128  # from so many steps on a quarter of the texts are drawn
 FEW = 8  # steps of the texts that are printed
 
@@ -61,9 +61,10 @@ def mean_and_error(name, values):
     return {name: values.mean().item(), f"{name}_error": error}
 
 
-def wilson(right, n, z=1.96):
+def wilson(right, n):
     """The 95% interval of a share, of which `right` of n were seen (Wilson 1927): (low, high)."""
-    share, spread = right / n, z * math.sqrt(right * (n - right) / n + z * z / 4) / n
+    z, share = 1.96, right / n
+    spread = z * math.sqrt(right * (n - right) / n + z * z / 4) / n
     middle = share + z * z / (2 * n)
     return (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
 
@@ -168,7 +169,7 @@ def print_typical(rows):
             text = printable(row["typical"])
             print(f"\n{row['model']}, {row['steps']:,} steps, a text of the median:\n{text}")
             for mistake in parse(row["typical"]).mistakes if "right" in row else []:
-                print(f"  word {mistake.position + 1}: {mistake.message}")
+                print(f"  {mistake}")
 
 
 def verdict(rows):
@@ -213,8 +214,8 @@ def parse_arguments():
 
 def load_networks(arguments, device):
     """(judge, {name: network}, tokenizer, meta, tokens). stop() if they do not belong together."""
-    own = [n for n in NETWORKS if os.path.exists(os.path.join(arguments.out, f"{n}.pt"))]
-    names = arguments.models or own or NETWORKS  # no mixture of one's own and those of weights/
+    own = [n for n in LABELS if os.path.exists(os.path.join(arguments.out, f"{n}.pt"))]
+    names = arguments.models or own or list(LABELS)  # no mixture of one's own and those of weights/
     paths = {name: find_network(arguments.out, name) for name in names}
     judge, meta, tokens = load_judge(arguments, device)
     networks = {}
@@ -233,9 +234,8 @@ def load_judge(arguments, device):
     """(judge, meta, tokens), the text that it scores."""
     if arguments.judge:
         meta, tokens = load_tokens(arguments.data or "stories")
-        if meta["tokenizer"]["kind"] != "gpt2":
-            stop("GPT-2 scores its own tokens: name a --data prepared with --tokenizer gpt2")
-        return named(arguments.judge, "extras.gpt2.large")(device), meta, tokens
+        load = named(arguments.judge, "extras.gpt2.large")
+        return load(device, meta["tokenizer"]), meta, tokens
     path = find_network(arguments.out, "judge")
     checkpoint = load_checkpoint(path)
     meta, tokens = load_tokens(arguments.data or checkpoint["settings"].get("data", "stories"))

@@ -29,6 +29,9 @@ import torch
 # schedule, path, loss
 
 
+LATEST = 0.999  # time of training: at 1 the rate is infinite
+
+
 def kappa(t):
     """The schedule: kappa(0) = 0, kappa(1) = 1. Another one is another two lines, here and below:
     t ** 2 and 2 * t / (1 - t ** 2)."""
@@ -63,15 +66,16 @@ def generalized_kl(logits, x_1, x_t, t, largest_weight=math.inf):
     return weight * torch.where(x_t == x_1, 1 - p_stay, -p_stay - log_p_1)
 
 
-def dfm_loss(model, x_1, largest_weight=math.inf):
-    """The training loss of DFM, mean nats per token over texts x_1 (B, L).
+def spread_times(B, device):
+    """B times, evenly spread with one random offset: (B,) float32. Each is uniform on [0, LATEST),
+    and their mean loss varies far less than that of B independent times."""
+    offset = torch.rand((), device=device)
+    return (torch.arange(B, device=device) / B + offset) % 1 * LATEST
 
-    The times are spread evenly with one random offset: each is uniform on [0, 0.999), and their
-    mean loss varies far less than that of B independent times.
-    """
-    B = len(x_1)
-    offset = torch.rand((), device=x_1.device)
-    t = (torch.arange(B, device=x_1.device) / B + offset) % 1 * 0.999  # (B,)
+
+def dfm_loss(model, x_1, largest_weight=math.inf):
+    """The training loss of DFM, mean nats per token over texts x_1 (B, L)."""
+    t = spread_times(len(x_1), x_1.device)  # (B,)
     x_t = sample_path(x_1, t, model.config.vocab_size)
     return generalized_kl(model(x_t, t), x_1, x_t, t, largest_weight).mean()
 

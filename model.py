@@ -8,9 +8,8 @@ vocabulary to stand there in the text x_1, given the noisy x_t.
 It is a DiT (Peebles & Xie 2023) over tokens. Two things differ from a GPT: attention has no causal
 mask, and a condition c shifts and scales every layer norm and gates every branch ("adaLN"). c says
 at which time t between noise and text we are and, for the few-step student, how large the next step
-h is.
-One network that is told its step size: the first idea of FS-DFM, which has it from shortcut models
-(Frans et al. 2024).
+h is. One network that is told its step size: the first idea of FS-DFM, which has it from shortcut
+models (Frans et al. 2024).
 
     DFM, the many-step baseline    c = SiLU(E_t(t))
     FS-DFM, the few-step student   c = SiLU(W2 SiLU(W1 [E_t(t), E_h(h)])), W2 anew in every block
@@ -51,7 +50,7 @@ class Config:
 
 
 def angles(value, n):
-    """(...) -> (..., n): a number times n frequencies from 1 down to 1/10,000."""
+    """(...) -> (..., n): a number times n frequencies from 1 down to nearly 1/10,000."""
     return value[..., None].float() * 10_000 ** (-torch.arange(n, device=value.device) / n)
 
 
@@ -177,8 +176,8 @@ class OutputLayer(nn.Module):
 
 class Transformer(nn.Module):
     """logits = model(x_t, t, h): x_t (B, L) int64 below V; t (B,) or (B, L) float in [0, 1]; h (B,)
-    float in (0, 1], which only a step_aware network reads. Logits (B, L, V), bfloat16 under
-    autocast. L is at most config.block_size."""
+    float in (0, 1], which only a step_aware network reads. Logits (B, L, V), under autocast
+    of its type. L is at most config.block_size."""
 
     def __init__(self, config):
         super().__init__()

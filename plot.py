@@ -25,9 +25,8 @@ matplotlib.use("Agg")  # draws into a file, without a screen
 import matplotlib.pyplot as plt
 
 from data.stories import KINDS
-from eval import FEW
+from eval import FEW, LABELS
 
-LABELS = {"dfm": "DFM", "fsdfm": "FS-DFM", "dmd": "distribution matching"}
 # colours that the colour-blind tell apart (Okabe and Ito 2008)
 COLOURS = {"dfm": "#0072b2", "fsdfm": "#d55e00", "dmd": "#009e73"}
 MARKERS = {"dfm": "o", "fsdfm": "s", "dmd": "^"}
@@ -198,11 +197,15 @@ def main():
     )
     parser.add_argument("--out", default="out", help="folder of eval.json (default: out)")
     out = parser.parse_args().out
-    path = os.path.join(out, "eval.json")
-    if not os.path.exists(path):
+    path, ladder = os.path.join(out, "eval.json"), os.path.join(out, "ladder.json")
+    report = {"real": {}, "rows": []}  # of the ladder alone
+    if os.path.exists(path):
+        with open(path) as file:
+            report = json.load(file)
+    elif not os.path.exists(ladder):
         stop(f"there is no {path}: make it with `python eval.py` and the same --out")
-    with open(path) as file:
-        report = json.load(file)
+    for name in {row["model"] for row in report["rows"]} - set(LABELS):  # one's own
+        LABELS[name], COLOURS[name], MARKERS[name] = name, GREY, "x"
     plt.rcParams.update(LOOK)
     figures = {}
     if lines_of(report):
@@ -211,7 +214,6 @@ def main():
             figures["stories"] = draw_stories(report)
     if len({row["temperature"] for row in report["rows"]}) > 1:
         figures["frontier"] = draw_frontier(report)
-    ladder = os.path.join(out, "ladder.json")
     if os.path.exists(ladder):
         with open(ladder) as file:
             figures["ladder"] = draw_ladder(json.load(file), report)

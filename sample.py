@@ -26,7 +26,6 @@ import torch
 
 from data.stories import can_check, check
 from data.tokenizer import Tokenizer
-from flow import generate
 from model import Config
 
 WEIGHTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "weights")
@@ -49,7 +48,8 @@ def load_checkpoint(path):
     """The dict that train.py saved. stop() if there is none."""
     if not os.path.isfile(path):
         stage = os.path.basename(path).removesuffix(".pt")
-        stop(f"there is no {path}: train it with `python train.py {stage}` and the same --out")
+        command = "-m extras.matching" if stage == "dmd" else f"train.py {stage}"
+        stop(f"there is no {path}: train it with `python {command}` and the same --out")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         checkpoint["config"], checkpoint["model"], checkpoint["tokenizer"]
@@ -79,7 +79,7 @@ def load_model(path, device="cpu"):
     done, settings = checkpoint["iteration"], checkpoint["settings"]
     if done < settings["iterations"]:
         print(f"note: {path} is not finished, {done} of {settings['iterations']} iterations: "
-              "train.py with --resume goes on", file=sys.stderr)
+              "--resume goes on", file=sys.stderr)
     model.sampler = named(settings["sampler"], "flow.generate")
     return model, Tokenizer(checkpoint["tokenizer"])
 
@@ -112,7 +112,7 @@ def conditioned_on(model, given, text):
     reads them at time t = 1, and is sure of them. Best if trained for it (extras/infill.py)."""
 
     def network(x, t, h=None):
-        mask, ids = given[: len(x)], text[: len(x)]
+        mask, ids = given[: len(x)], text[: len(x)]  # a teacher sees the first rows alone
         logits = model(torch.where(mask, ids, x), torch.where(mask, 1.0, t[:, None]), h)
         sure = torch.where(mask, 50.0, 0.0).to(logits.dtype)[..., None]
         return logits.masked_fill(mask[..., None], 0).scatter_add(-1, ids[..., None], sure)
@@ -138,6 +138,8 @@ def prompt_ids(prompt, tokenizer, length):
 @torch.no_grad()
 def fill(model, template, steps, sampler=None, temperature=1.0, on_step=None):
     """Token ids (B, L) int64, with -1 for each token to be written -> ids (B, L)."""
+    if model.config.causal:
+        stop("that is a judge, which scores text: name a model that writes, such as fsdfm")
     given = template >= 0
     noise = torch.randint_like(template, model.config.vocab_size)
     network = model if temperature == 1 else at_temperature(model, temperature)
@@ -179,7 +181,7 @@ def watcher(tokenizer, steps):
         if number == steps:  # texts beyond the first AT_A_TIME
             return
         ids, number = x[0].tolist(), number + 1
-        changed = [before is not None and a != b for a, b in zip(ids, before or ids)]
+        changed = [a != b for a, b in zip(ids, before or ids)]
         colour = sys.stdout.isatty()
         pieces = [f"{REVERSE}{piece}{PLAIN}" if new and colour else piece
                   for piece, new in zip(map(printable, tokenizer.pieces(ids)), changed)]
@@ -222,8 +224,6 @@ def main():
     arguments = parse_arguments()
     path = find_network(arguments.out, arguments.model)
     model, tokenizer = load_model(path, pick_device(arguments.device))
-    if model.config.causal:
-        stop(f"{path} is a judge, which scores text: name a model that writes, such as fsdfm")
     if arguments.check and not can_check(tokenizer):
         stop(f"--check is for stories, and {path} was trained on another text")
     spare_threads(model, arguments.num_samples)
@@ -238,10 +238,10 @@ def main():
     for text in texts:
         print(printable(text))
         if arguments.check:
-            print("\n".join(f"  word {m.position + 1}: {m.message}" for m in check(text))
-                  or "  right")
+            print("\n".join(f"  {mistake}" for mistake in check(text)) or "  right")
         print("-" * 80)
-    print(f"[{path}, {arguments.steps} steps, {seconds:.2f} s]", file=sys.stderr)
+    told = "" if arguments.watch else f", {seconds:.2f} s"  # --watch waits between the steps
+    print(f"[{path}, {arguments.steps} steps{told}]", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -182,21 +182,22 @@ def teacher_jumps(t, h):
     return [transition("uniform", posterior("uniform", s), s, h / 2, last=False) for s in times]
 
 
-def draw_states(x_t, t, h, rng):
-    """Indices of the four calls' states, x_t, x_a, x_b, x_c, for one draw of the jumps."""
-    drawn = [x_t]
+def draw_states(state, t, h, rng):
+    """The states of the four calls, x_t, x_a, x_b, x_c, for one draw of the jumps. A state is an
+    index into TEXTS."""
+    drawn = [state]
     for jump in teacher_jumps(t, h):
         drawn.append(int(rng.choice(len(jump), p=jump[drawn[-1]])))
     return drawn
 
 
-def expected_target(x_t, t, h):
+def expected_target(state, t, h):
     """The mean of softmax(target logits) over all 16^3 draws, (L, V): the student that minimises
-    the expected KL(target || student) at (x_t, t, h)."""
+    the expected KL(target || student) where x_t is TEXTS[state]."""
     to_a, to_b, to_c = teacher_jumps(t, h)
-    p_draw = np.einsum("a,ab,bc->abc", to_a[x_t], to_b, to_c)  # (16, 16, 16)
+    p_draw = np.einsum("a,ab,bc->abc", to_a[state], to_b, to_c)  # (16, 16, 16)
     l1, l2, l3, l4 = teacher_logits(t, h) * WEIGHTS[:, None, None, None]  # (16, L, V) each
-    logits = l1[x_t] + l2[:, None, None] + l3[None, :, None] + l4[None, None, :]
+    logits = l1[state] + l2[:, None, None] + l3[None, :, None] + l4[None, None, :]
     return np.einsum("abc,abclv->lv", p_draw, softmax(logits))  # logits (16, 16, 16, L, V)
 
 
@@ -217,15 +218,16 @@ def print_table():
         print(f"{source:8} {rule:13} {'uniform' if power == 1 else 'power 2':14}{errors}")
 
 
-def print_teacher(x_t=TEXTS.index((0, 2)), t=0.25, h=0.5, seed=7):
+def print_teacher():
     """The posteriors that the four calls see in one draw of the jumps, and the targets."""
-    drawn = draw_states(x_t, t, h, np.random.default_rng(seed))
+    state, t, h = TEXTS.index((0, 2)), 0.25, 0.5
+    drawn = draw_states(state, t, h, np.random.default_rng(7))
     logits = teacher_logits(t, h)[range(4), drawn]  # (4, L, V)
     rows = {f"l{c + 1} at {TEXTS[drawn[c]]}, t = {time:.2f}": softmax(logits[c])
             for c, time in enumerate(call_times(t, h))}
     rows["target, this draw"] = softmax(np.tensordot(WEIGHTS, logits, axes=1))
-    rows["target, all draws"] = expected_target(x_t, t, h)
-    print(f"\n\nOne target of the shortcut teacher: x_t = {TEXTS[x_t]}, t = {t}, h = {h}\n")
+    rows["target, all draws"] = expected_target(state, t, h)
+    print(f"\n\nOne target of the shortcut teacher: x_t = {TEXTS[state]}, t = {t}, h = {h}\n")
     print(f"{'':24}token 1               token 2               entropy, nats")
     for name, p in rows.items():  # (L, V)
         entropy = -(p * np.log(p)).sum(-1)  # (L,)

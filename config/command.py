@@ -51,7 +51,7 @@ def report(kind, error, trace):
         print(f"error: {line}", file=sys.stderr)
     sys.stderr.flush()
     status = {KeyboardInterrupt: 130, BrokenPipeError: 141}.get(kind, 2 if line else 1)
-    os._exit(status)
+    os._exit(status)  # sys.exit would lose the status here
 
 
 sys.excepthook = report
@@ -132,7 +132,7 @@ def print_help(settings, known):
     """The docstring of the script, and the lines in which it assigns its settings."""
     print(settings["__doc__"].strip() + "\n\nSettings, and their values unless a file says so:\n")
     for line in Path(settings["__file__"]).read_text().splitlines():
-        if line.lstrip().startswith("read_settings("):
+        if "read_settings(globals()" in line:
             break
         if match := re.match(r"(\w+)(, \w+)* = ", line):
             if match[1] in known:
@@ -146,13 +146,15 @@ def print_help(settings, known):
 
 def pick_device(name=None):
     """The torch.device of that name, by default a CUDA GPU if there is one. stop() if it is not
-    there."""
+    there. Products of float32 may be in TF32."""
     import torch
 
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     there = ["cpu", "cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if name not in there or (name == "cuda" and len(there) == 2):
         stop(f"this machine has no {name} that PyTorch can use: leave --device out, or say cpu")
+    if ":" in name:
+        torch.cuda.set_device(name)  # the current GPU is asked for bfloat16, and timed
     torch.set_float32_matmul_precision("high")
     return torch.device(name)
 
@@ -167,7 +169,7 @@ def autocast(device):
         bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.autocast("cuda", torch.bfloat16 if bfloat16 else torch.float16)
     amx = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cpu" and amx)
+    return torch.autocast("cpu", torch.bfloat16, enabled=amx)
 
 
 def named(text, default):
@@ -176,5 +178,5 @@ def named(text, default):
     module, _, name = (text or default).rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        stop(f"there is no function {text}: write MODULE.NAME, such as {default}")
+    except (ImportError, AttributeError, ValueError) as error:
+        stop(f"there is no function {text} ({error}): write MODULE.NAME, such as {default}")

@@ -233,6 +233,9 @@ class Mistake(NamedTuple):
     words: int  # how many are wrong
     message: str
 
+    def __str__(self):
+        return f"word {self.position + 1}: {self.message}"
+
 
 class Reading(NamedTuple):
     """A text, read as a story."""

@@ -36,11 +36,10 @@ from tqdm import tqdm
 from data.stories import can_check, check
 from data.tokens import held_out, load_tokens
 from distill import FINEST
-from flow import generalized_kl, sample_path
+from flow import LATEST, generalized_kl, sample_path
 from model import next_token_nll
 from sample import AT_A_TIME, fill, find_network, load_model
 
-LAST = 0.999  # the integral ends there, as training does, and one draw x_1 ~ p follows
 POINTS = 16  # times of the integral
 
 # ------------------------------------------------------------------------------------------------
@@ -59,18 +58,18 @@ def likelihood_bound(model, x_1):
 
         integral_0^T E[generalised KL at t] dt + E[-log p(x_1 | x_T)],    T = 0.999
 
-    FS-DFM is told h = 1/1024, its finest step, which is trained with the data loss.
+    Training ends at T, too. FS-DFM is told h = 1/1024, its finest step.
     """
     N, V = len(x_1), model.config.vocab_size
     h = torch.full((N,), 1 / FINEST, device=x_1.device)
     offset = torch.rand(N, device=x_1.device)
     total = torch.zeros(N, device=x_1.device)
     for point in range(POINTS):
-        t = (point + offset) / POINTS * LAST  # (N,), evenly spread
+        t = (point + offset) / POINTS * LATEST  # (N,), evenly spread
         x_t = sample_path(x_1, t, V)  # (N, L)
         loss = generalized_kl(model(x_t, t, h), x_1, x_t, t)  # (N, L)
-        total += loss.mean(-1) * LAST / POINTS
-    t = torch.full_like(h, LAST)
+        total += loss.mean(-1) * LATEST / POINTS
+    t = torch.full_like(h, LATEST)
     logits = model(sample_path(x_1, t, V), t, h).float()  # (N, L, V)
     return total + F.cross_entropy(logits.mT, x_1, reduction="none").mean(-1)
 
@@ -89,12 +88,12 @@ def mean(values, digits=3):
     return f"{values.mean():.{digits}f} ± {error:.{digits}f}"
 
 
-def report_likelihood(networks, judge, x_1, tokenizer, arguments):
+def report_likelihood(networks, judge, x_1, seed):
     print("| network | nats per token | perplexity |\n| --- | ---: | ---: |")
     nats = in_parts(lambda part: judge_nll(judge, part), x_1, "judge")
     print(f"| judge | {mean(nats)} | {nats.mean().exp():.1f} |")
     for name, network in networks.items():
-        torch.manual_seed(arguments.seed)
+        torch.manual_seed(seed)
         nats = in_parts(lambda part: likelihood_bound(network, part), x_1, name)
         print(f"| {name} | at most {mean(nats)} | {nats.mean().exp():.1f} |", flush=True)
 
@@ -188,8 +187,11 @@ def main():
                  "--data and --out belong together")
     judge = networks.pop("judge")
     x_1 = held_out(meta, tokens, judge.config.block_size, arguments.num_samples)
-    report = {"likelihood": report_likelihood, "infill": report_infill}[arguments.part]
-    report(networks, judge, torch.from_numpy(x_1).to(device), tokenizer, arguments)
+    x_1 = torch.from_numpy(x_1).to(device)
+    if arguments.part == "likelihood":
+        report_likelihood(networks, judge, x_1, arguments.seed)
+    else:
+        report_infill(networks, judge, x_1, tokenizer, arguments)
 
 
 if __name__ == "__main__":

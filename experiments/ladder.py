@@ -41,10 +41,9 @@ RUNGS = [  # what it is, where its code stands, network, sampler
 
 def paths_of(out):
     """{network: file}: those of OUT, or those of weights/, never a mixture."""
-    paths = {name: find_network(out, name) for name in ("dfm", "fsdfm", "dmd")}
-    folder = os.path.dirname(paths["dfm"])
-    return {name: path for name, path in paths.items()
-            if name != "dmd" or os.path.dirname(path) == folder and os.path.exists(path)}
+    folder = os.path.dirname(find_network(out, "dfm"))
+    paths = {name: os.path.join(folder, f"{name}.pt") for name in ("dfm", "fsdfm", "dmd")}
+    return {name: path for name, path in paths.items() if name != "dmd" or os.path.exists(path)}
 
 
 def table(rows, steps):
@@ -58,7 +57,7 @@ def table(rows, steps):
             row = found[n]
             line += f"{row['right']:.3f} {row['right_low']:.2f}-{row['right_high']:.2f}".rjust(18)
         lines.append(line)
-    last = {row["steps"]: lowest(row["variety"]) for row in rows if row["rung"] == rung}
+    last = {row["steps"]: lowest(row["variety"]) for row in rows if row["rung"] == rows[-1]["rung"]}
     lines.append(f"{'variety on the last rung':50}" + "".join(f"{last[n]:>18}" for n in steps))
     return "\n".join(lines)
 

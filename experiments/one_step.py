@@ -67,7 +67,7 @@ def loss_gradient(p, log_f):
     return gradient / len(TIMES)
 
 
-def match(source, updates=UPDATES, seed=0):
+def match(source, seed=0):
     """Trains a student from scratch: (its texts (V, V), KL(texts || TEXT) before each update).
 
     The uniform source has 16 different x_0, the mask source one."""
@@ -75,7 +75,7 @@ def match(source, updates=UPDATES, seed=0):
     logits = 0.01 * np.random.default_rng(seed).normal(size=(noises, L, V))
     log_f = log_posteriors(TEXT)
     history = []
-    for _ in range(updates):
+    for _ in range(UPDATES):
         p = softmax(logits)
         history.append(kl(written_texts(p), TEXT))
         gradient = loss_gradient(p, log_f)

@@ -20,7 +20,7 @@ def shares(folder):
 
 
 def summary(values):
-    """Mean ± standard error over runs, and the range: 0.812 ± 0.014 (0.77-0.86)."""
+    """Mean ± standard error over runs, and the range: 0.812 ± 0.014 (0.77 to 0.86)."""
     error = f" ± {stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
     return f"{mean(values):.3f}{error} ({min(values):.2f} to {max(values):.2f})"
 

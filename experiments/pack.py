@@ -23,7 +23,7 @@ from data.stories import check
 from sample import WEIGHTS, load_checkpoint, load_model, write
 from show.page import quantize
 
-COLUMNS = {"dfm": (4, 8), "fsdfm": (4, 8), "dmd": (4, 8)}  # steps that are measured
+NETWORKS, STEPS = ("dfm", "fsdfm", "dmd"), (4, 8)  # that are measured
 KEPT = ("stage", "config", "settings", "iteration", "seconds", "tokenizer")
 README = """# Trained networks
 
@@ -81,10 +81,10 @@ def main():
 
     to.mkdir(exist_ok=True)
     files = ["| file | iterations | minutes | bytes |", "| --- | ---: | ---: | ---: |"]
-    files += [pack(stage, out, to) for stage in ("judge", *COLUMNS)]
+    files += [pack(stage, out, to) for stage in ("judge", *NETWORKS)]
     accuracy = ["| network | steps | float32 | int8 |", "| --- | ---: | ---: | ---: |"]
-    for stage, counts in COLUMNS.items():
-        for steps in counts:
+    for stage in NETWORKS:
+        for steps in STEPS:
             shares = [right_stories(folder / f"{stage}.pt", steps, arguments.num_samples, device)
                       for folder in (out, to)]
             accuracy.append(f"| {stage} | {steps} | {' | '.join(shares)} |")

@@ -13,16 +13,18 @@ import torch.nn.functional as F
 
 import flow
 
+BLOCK = 64  # tokens
 
-def draw(p, block=64):
+
+def draw(p):
     """flow.draw: one token from each of the distributions p (..., V): (...) int64."""
     rows = p.flatten(0, -2)
-    if missing := -rows.shape[1] % block:  # none of V = 1,024, or of GPT-2's 50,304
+    if missing := -rows.shape[1] % BLOCK:  # none of V = 1,024, or of GPT-2's 50,304
         rows = F.pad(rows, (0, missing))
-    rows = rows.unflatten(1, (-1, block))  # (N, blocks, 64)
+    rows = rows.unflatten(1, (-1, BLOCK))  # (N, blocks, 64)
     which = pick(rows.sum(-1))  # (N, 1)
-    inside = rows.gather(1, which[..., None].expand(-1, 1, block)).squeeze(1)  # (N, 64)
-    token = which * block + pick(inside)
+    inside = rows.gather(1, which[..., None].expand(-1, 1, BLOCK)).squeeze(1)  # (N, 64)
+    token = which * BLOCK + pick(inside)
     return token.clamp(max=p.shape[-1] - 1).view(p.shape[:-1])
 
 

@@ -7,9 +7,11 @@ from config.command import stop
 from model import Config
 
 
-def load(name, device):
+def load(name, device, tokenizer):
     """The causal network of that name on the Hugging Face hub, called as model.py's: (x, t) ->
     logits."""
+    if tokenizer["kind"] != "gpt2":
+        stop("GPT-2 scores its own tokens: name a --data prepared with --tokenizer gpt2")
     try:
         from transformers import AutoModelForCausalLM
     except ImportError:
@@ -27,9 +29,9 @@ def load(name, device):
     return judge
 
 
-def large(device):
-    return load("gpt2-large", device)
+def large(device, tokenizer):
+    return load("gpt2-large", device, tokenizer)
 
 
-def small(device):
-    return load("gpt2", device)
+def small(device, tokenizer):
+    return load("gpt2", device, tokenizer)

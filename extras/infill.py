@@ -83,6 +83,8 @@ def main():
     add("--out", default="out", help="folder of the checkpoints (default: out)")
     add("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     arguments = parser.parse_args()
+    if min(arguments.steps, arguments.num_samples) < 1:
+        stop("--steps and --num-samples must be above 0")
     device = pick_device(arguments.device)
     path = find_network(arguments.out, arguments.model)
     model, tokenizer = load_model(path, device)
@@ -94,8 +96,7 @@ def main():
         text = tokenizer.decode(row)
         print(printable(text))
         if can_check(tokenizer):
-            print("\n".join(f"  word {m.position + 1}: {m.message}" for m in check(text))
-                  or "  right")
+            print("\n".join(f"  {mistake}" for mistake in check(text)) or "  right")
     print(f"[{path}, {arguments.steps} steps]", file=sys.stderr)
 
 

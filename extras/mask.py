@@ -16,6 +16,7 @@ import math
 
 import torch
 
+import distill
 import flow
 import model
 from distill import forward_kl, sample_steps
@@ -54,9 +55,8 @@ def masked_cross_entropy(logits, x_1, x_t, t, MASK, largest_weight):
 
 
 def dfm_loss(network, x_1, largest_weight=math.inf):
-    B, MASK = len(x_1), mask_id(network)
-    offset = torch.rand((), device=x_1.device)
-    t = (torch.arange(B, device=x_1.device) / B + offset) % 1 * 0.999  # (B,), as in flow.dfm_loss
+    MASK = mask_id(network)
+    t = flow.spread_times(len(x_1), x_1.device)  # (B,)
     x_t = sample_path(x_1, t, MASK)
     return masked_cross_entropy(network(x_t, t), x_1, x_t, t, MASK, largest_weight).mean()
 
@@ -84,9 +84,9 @@ def shortcut_target(teacher, x_t, t, h, last):
 def distillation_loss(student, teacher, x_1, largest_weight=math.inf):
     B, L = x_1.shape
     MASK = mask_id(student)
-    n, t = sample_steps(B)
+    n, t = sample_steps(B, distill.SHARES)
     k = int((n < L // 2).sum())  # rows [:k] have the teacher, rows [k:] the data loss
-    n, t = n.to(x_1.device), t.to(x_1.device)
+    n, t = (v.to(x_1.device, non_blocking=True) for v in (n, t))
     h, last = 1 / n, t + 1 / n == 1
     x_t = sample_path(x_1, t, MASK)
     logits = student(x_t, t, h)  # (B, L, V + 1)

@@ -44,9 +44,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
+import flow
 from data.tokens import load_tokens
 from extras.samplers import renoise_step
-from flow import draw, sample_path
+from flow import sample_path
 from model import student_from
 from sample import load_checkpoint, network_of
 
@@ -193,7 +194,7 @@ def matching_loss(student, ema, dfm, auxiliary, x_1):
     x_t, t, h, n, own = training_states(ema, x_1)
     p = student(x_t, t, h).float().softmax(-1)  # (B, L, V)
     with torch.no_grad():
-        x = draw(p)  # (B, L)
+        x = flow.draw(p)  # (B, L)
 
     # 2. its text is noised to a later time s, where f and a predict it
     s = t.clamp(min=EARLIEST)
@@ -225,7 +226,8 @@ def texts(tokens, stride, L, n):
 
 
 def start(place):
-    """(student, ema, dfm, auxiliary, optimizer, iteration), new or from OUT/dmd.pt."""
+    """(meta, tokens, student, ema, dfm, auxiliary, optimizer, iteration, seconds), new or from
+    OUT/dmd.pt."""
     path = f"{out}/dmd.pt"
     if os.path.exists(path) and not (resume or overwrite):
         stop(f"{path} exists: --resume goes on with it, --overwrite starts again")
@@ -243,8 +245,7 @@ def start(place):
     sample = texts(tokens["train"], meta["row"], config.block_size, FREQUENCY_TEXTS)
     frequency = token_frequency(sample, config.vocab_size, frequency_by_place)
     auxiliary = Auxiliary(dfm, frequency).to(place).train()
-    student = student_from(dfm.cpu()).to(place).train()
-    dfm.to(place)
+    student = student_from(dfm).to(place).train()
     ema = copy.deepcopy(student).requires_grad_(False).eval()
     optimizer = torch.optim.AdamW(
         [{"params": list(student.parameters()), "factor": 1.0},
@@ -265,6 +266,10 @@ def main():
     read_settings(globals(), (), None)
     place = pick_device(device)
     meta, tokens, student, ema, dfm, auxiliary, optimizer, first, seconds = start(place)
+    if first >= iterations:
+        print(f"{out}/dmd.pt is finished ({first} iterations)")
+    if autocast(place).fast_dtype == torch.float16:
+        stop("this GPU has no bfloat16, which distribution matching needs: --device=cpu")
     L = dfm.config.block_size
     settings = {"iterations": iterations, "seed": seed, "sampler": "extras.samplers.renoise",
                 "architecture": f"{type(dfm).__module__}.{type(dfm).__name__}"}

@@ -3,8 +3,9 @@
     python train.py dfm config/paper_small.py
     python sample.py --out out-paper
 
-docs/paper.md lists every difference and what it is worth here. Left as in ours: EMA with a warm-up,
-which 500,000 iterations do not notice, and times that are spread evenly over a batch.
+docs/paper.md lists every difference and what it is worth here. Left as in ours: how embeddings and
+output layer start, EMA with a warm-up, which 500,000 iterations do not notice, and times that are
+spread evenly over a batch.
 
 Source: FS-DFM (arXiv 2509.20624) and its configuration. Before: distill.py, train.py.
 """
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 import model
-from distill import FINEST, forward_kl, shortcut_target
+from distill import FINEST, forward_kl, sample_steps, shortcut_target
 from flow import generalized_kl, sample_path
 
 SHARES = 2.0 ** torch.arange(11)  # of h = 1, 1/2, ..., 1/1024: half of a batch has the finest
@@ -45,11 +46,9 @@ def student_from(dfm):
 
 def distillation_loss(student, teacher, x_1, largest_weight=math.inf):
     """The data loss for h = 1/1024 alone, and a teacher whose jump to t = 1 is like any other."""
-    B = len(x_1)
-    n = 2 ** torch.multinomial(SHARES, B, replacement=True).sort().values
-    t = (torch.rand(B) * (FINEST - FINEST // n + 1)).long() / FINEST
+    n, t = sample_steps(len(x_1), SHARES)
     k = int((n < FINEST).sum())  # rows [:k] have the teacher, rows [k:] the data loss
-    n, t = n.to(x_1.device), t.to(x_1.device)
+    n, t = (v.to(x_1.device, non_blocking=True) for v in (n, t))
     x_t = sample_path(x_1, t, student.config.vocab_size)
     logits = student(x_t, t, 1 / n)  # (B, L, V)
     loss = generalized_kl(logits[k:], x_1[k:], x_t[k:], t[k:], largest_weight)

@@ -95,12 +95,12 @@ def main():
     if not os.path.isfile(arguments.file):
         stop(f"there is no file {arguments.file}")
     published = torch.load(arguments.file, map_location="cpu", weights_only=True, mmap=True)
-    found = [(stage, name) for stage, names in NETWORKS.items()
-             for name in names if name in published]
+    found = {stage: next(name for name in names if name in published)
+             for stage, names in NETWORKS.items() if published.keys() & set(names)}
     if not found:
         stop(f"{arguments.file} has none of the published networks")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for stage, name in reversed(found):  # the first of two names is written last
+    for stage, name in found.items():
         checkpoint = convert(published, name, arguments.n_head, arguments.vocab_size)
         path = arguments.out / f"{stage}.pt"
         torch.save(checkpoint, f"{path}.new")

@@ -19,12 +19,13 @@ from functools import partial
 
 import torch
 
-from flow import cumulative_scalar, draw, generate, jump, kappa, rate
+import flow
+from flow import cumulative_scalar, generate, jump, kappa, rate
 
 
 def towards_text(x_t, logits, p_jump, last):
     """Draws x_1 ~ p, and moves each token to it with probability p_jump (B,): it may be x_t."""
-    x_1 = draw(logits.float().softmax(-1))  # (B, L)
+    x_1 = flow.draw(logits.float().softmax(-1))  # (B, L)
     jumps = torch.rand(x_t.shape, device=x_t.device) < p_jump[:, None]
     return torch.where(jumps | last[:, None], x_1, x_t)
 
@@ -40,7 +41,7 @@ def averaged_step(x_t, logits, t, h, last):
 def renoise_step(x_t, logits, t, h, last):
     """A whole text x_1 ~ p, noised afresh to t + h. It makes p a distribution of texts, which is
     what extras/matching.py trains."""
-    x_1 = draw(logits.float().softmax(-1))  # (B, L)
+    x_1 = flow.draw(logits.float().softmax(-1))  # (B, L)
     is_text = torch.rand(x_t.shape, device=x_t.device) < kappa(t + h)[:, None]
     return torch.where(is_text | last[:, None], x_1, torch.randint_like(x_t, logits.shape[-1]))
 

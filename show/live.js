@@ -195,8 +195,8 @@ element("live-panes").onclick = ({ target }) => {
 const GUIDE = [
   [4, "Both networks get the same noise, and 4 steps to make a story of it. Red words are wrong: "
     + "they contradict the others. Watch the counters grow."],
-  [64, "With 64 steps the teacher is nearly always right too. But that is 16 times the work, a call "
-    + "of the network for each step. The student is trained to need fewer."],
+  [64, "With 64 steps the teacher is nearly always right too. But that is 16 times the work, a "
+    + "call of the network for each step. The student is trained to need fewer."],
   [1, "One step draws all words at once, and none knows of the others. Each is likely by itself; "
     + "together they make no story."],
   [4, "Point at a word: the network gives every word of its vocabulary a probability to stand "

@@ -16,11 +16,10 @@ import torch
 
 from config.command import autocast
 from data.stories import can_check, parse, wrong_places
-from eval import wilson
+from eval import LABELS, wilson
 from flow import generate, kappa, time_grid
 from sample import fill
 
-LABELS = {"dfm": "DFM", "fsdfm": "FS-DFM", "dmd": "distribution matching"}
 STATUSES = {  # of a token, and what it means
     "noise": "noise",
     "new": "new: just drawn",
@@ -64,7 +63,7 @@ class Run:
         return "" if self.mistakes is None else plural(len(self.mistakes), "mistake") or "right"
 
     def mistake_lines(self):
-        return [f"word {m.position + 1}: {m.message}" for m in self.mistakes or []]
+        return [str(mistake) for mistake in self.mistakes or []]
 
     def tally(self):
         """The right stories of those that are counted, and the 95% interval of their share."""

@@ -13,10 +13,7 @@ import pytest
 import torch
 
 import eval as evaluation
-from data.tokenizer import Tokenizer
-from sample import (
-    at_temperature, conditioned_on, fill, find_network, load_checkpoint, load_model, write,
-)
+from sample import at_temperature, fill, find_network, load_checkpoint, load_model, write
 from test_training import ROOT, run
 
 

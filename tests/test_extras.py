@@ -165,7 +165,7 @@ def test_the_gradient_of_the_matching_loss(monkeypatch):
     logits, x = torch.randn(300, 16, 6, requires_grad=True), torch.randint(6, (300, 16)) ** 2 // 6
     t, n, own = torch.arange(300) / 330, torch.full((300,), 8), torch.arange(300) < 200
     monkeypatch.setattr(matching, "training_states", lambda ema, x_1: (x, t, t, n, own))
-    monkeypatch.setattr(matching, "draw", lambda p: x)
+    monkeypatch.setattr(matching.flow, "draw", lambda p: x)
     dfm, other, student = Stub(), Stub(), Stub()
     student.forward = lambda x_t, t, h: logits
     dfm.table.data *= 3
@@ -274,7 +274,7 @@ def test_gpt2_as_the_judge(monkeypatch, capsys):
     network.forward = lambda x: SimpleNamespace(logits=x)
     auto = SimpleNamespace(from_pretrained={"gpt2-large": network}.__getitem__)
     monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(AutoModelForCausalLM=auto))
-    judge = gpt2.large("cpu")
+    judge = gpt2.large("cpu", {"kind": "gpt2"})
     assert judge(torch.tensor([[0, 5, 6, 99]]), torch.ones(1)).tolist() == [[0, 5, 5, 5]]
     monkeypatch.setitem(sys.modules, "transformers", None)
-    assert "pip install transformers" in refused(capsys, gpt2.small, "cpu")
+    assert "pip install transformers" in refused(capsys, gpt2.small, "cpu", {"kind": "gpt2"})
