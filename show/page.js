@@ -7,7 +7,7 @@
 
 const STEP_SECONDS = 0.6; // in which a recorded run of few steps shows one
 const REST_SECONDS = 9; // in which the rest is shown when the runs of few steps are done
-const FEW = 64; // steps
+const FEW = 32; // steps: FEW_STEPS of show/run.py
 const LIKELY = 5; // words of a posterior that are shown
 const element = (id) => document.getElementById(id);
 const data = JSON.parse(element("data").textContent);
