@@ -12,7 +12,7 @@ rate at t, S = (1 - t - h) / (1 - t), and p = p(x_t):
     euler       (1 - exp(-h r)) (1 - p)            Meta's flow_matching library: rate at t
     renoise     no such rule: every token is new    for distribution matching
 
-docs/results.md says what they are worth.
+docs/results.md and docs/lab-notebook.md say what they are worth.
 """
 
 from functools import partial
