@@ -131,7 +131,7 @@ def draw_jump(model, tokenizer, x_1, x_0, u):
 # the exact world, and the teacher
 
 
-def draw_product(*_):
+def draw_product():
     """The distribution of texts that 1, 2 and 8 steps write, beside the true one."""
     texts = {"the texts": TEXT}
     for n in (1, 2, 8):
@@ -158,7 +158,7 @@ def arrow(axis, start, end, colour, bend):
     axis.annotate("", end, start, arrowprops=style)
 
 
-def draw_shortcut(*_):
+def draw_shortcut():
     """The student's one step above, the teacher's two half steps below."""
     figure, axis = plt.subplots(figsize=(12, 3.4), layout="constrained")
     axis.set_xlim(-0.25, 2.25)
@@ -188,9 +188,11 @@ def main():
     out = parser.parse_args().out
     plt.rcParams.update({"font.size": 14, "axes.spines.top": False, "axes.spines.right": False})
     story = load_story()
-    for draw in (draw_path, draw_guess, draw_jump, draw_product, draw_shortcut):
-        path = out / f"idea-{draw.__name__.removeprefix('draw_')}.png"
-        draw(*story).savefig(path, dpi=100)
+    pictures = {"path": draw_path(*story), "guess": draw_guess(*story), "jump": draw_jump(*story),
+                "product": draw_product(), "shortcut": draw_shortcut()}
+    for name, figure in pictures.items():
+        path = out / f"idea-{name}.png"
+        figure.savefig(path, dpi=100)
         print(f"wrote {path}")
 
 
