@@ -32,7 +32,7 @@ They write the stories of `data/stories.py`. Made by
 
     python data/prepare.py stories
     for stage in judge dfm fsdfm; do python train.py $stage config/stories_long.py; done
-    python -m extras.matching --out=out-long --text_share=0.3 --anchor_weight=0.15
+    python -m extras.matching --out=out-long
     python experiments/pack.py
 
 with seed {seed}{machine}:

@@ -55,25 +55,25 @@ from sample import load_checkpoint, network_of
 data = "stories"
 out = "out"
 batch_size = 16
-iterations = 1400
+iterations = 1800
 learning_rate = 4e-4
 warmup = 50
 auxiliary_rate = 5.0  # the auxiliary's learning rate is so many times as high
-ema_decay = 0.99
-frequency_weight = 4.0  # of the frequency term
+ema_decay = 0.97
+frequency_weight = 8.0  # of the frequency term
 frequency_by_place = True  # counted for each place of a text, or over all
-anchor_weight = 0.1
-text_share = 0.0  # of the states x_t that are true texts on the path
+anchor_weight = 0.15
+text_share = 0.3  # of the states x_t that are true texts on the path
 save_every = 200
 seed = 1
 device = ""
 resume = False
 overwrite = False
 
-STEP_COUNTS = (4, 8, 16)  # of the student's sampler in training
+STEP_COUNTS = (4, 8)  # of the student's sampler in training
 EARLIEST, LATEST = 0.02, 0.98  # s: before, frequencies; after, the text is there already
 LARGEST_SCORE, LARGEST_FREQUENCY_SCORE = 5, 2  # of a difference of log probabilities
-FREQUENCY_TEXTS, FREQUENCY_DECAY = 20_000, 0.99
+FREQUENCY_TEXTS, FREQUENCY_DECAY = 20_000, 0.97
 ANCHOR_AT_0 = 2.0
 
 # ------------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ class Auxiliary(nn.Module):
     def frequency_score(self, p, n, own):
         """log of a token's frequency in true texts, minus that in the student's: (B, L or 1, V).
 
-        Texts of 4 steps and of 16 have frequencies of their own: n (B,) is each row's number of
+        Texts of 4 steps and of 8 have frequencies of their own: n (B,) is each row's number of
         steps. Rows that are not the student's `own` (B,) have a score of 0. In training p (B, L, V)
         joins the running means.
         """

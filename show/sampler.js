@@ -76,12 +76,12 @@ class WebSampler {
     });
   }
 
-  // Draws all of x_1 and noises it afresh to t + h.
+  // Draws all of x_1 and noises it afresh to t + h. The last step takes the likeliest words.
   renoise(p, t, h, last) {
     const V = this.network.config.vocab_size;
     const share = last ? 1 : kappa(t + h);
     this.tokens = this.tokens.map((_, i) => {
-      const text = drawFrom(p[i], this.random);
+      const text = last ? p[i].indexOf(Math.max(...p[i])) : drawFrom(p[i], this.random);
       this.noise[i] = this.random() >= share;
       return this.noise[i] ? Math.floor(this.random() * V) : text;
     });

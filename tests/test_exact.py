@@ -73,14 +73,16 @@ def test_the_grid_is_uniform_or_of_power_2():
 
 @pytest.mark.parametrize("steps", [2, 4])
 def test_renoise_draws_from_its_own_chain(steps):
-    """x_1 ~ p at every step, then the path to the next time: the product of these matrices."""
+    """x_1 ~ p at every step, then the path to the next time: the product of these matrices.
+    samplers.renoise ends with the likeliest words, 3 and 2 after one step."""
     n, times, now = 50_000, time_grid(steps), np.full(16, 1 / 16)
     for i in range(steps):
         p = posterior("uniform", times[i])  # (states, L, V)
         now = now @ (p[:, 0, :, None] * p[:, 1, None, :]).reshape(16, 16)  # x_1
         now = now @ path("uniform", times[i + 1])  # at t = 1 it is x_1 itself
-    counts = count_texts(ExactNetwork(), samplers.renoise, steps, n)
+    counts = count_texts(ExactNetwork(), partial(generate, step=samplers.renoise_step), steps, n)
     assert chi_square(counts, n * now) < ONCE_IN_10_000[15]
+    assert count_texts(ExactNetwork(), samplers.renoise, 1, 9)[4 * 3 + 2] == 9
 
 
 def test_a_temperature():
