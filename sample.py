@@ -21,6 +21,7 @@ import argparse
 import os
 import sys
 import time
+from unicodedata import category
 
 import torch
 
@@ -169,7 +170,7 @@ def write(model, tokenizer, prompt="", num_samples=1, steps=8, seed=None, **opti
 
 def printable(text):
     """Control characters, which a terminal would obey, as U+FFFD."""
-    return "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text)
+    return "".join("\ufffd" if category(c) == "Cc" and c not in "\n\t" else c for c in text)
 
 
 def watcher(tokenizer, steps):

@@ -73,8 +73,7 @@ def test_the_grid_is_uniform_or_of_power_2():
 
 @pytest.mark.parametrize("steps", [2, 4])
 def test_renoise_draws_from_its_own_chain(steps):
-    """x_1 ~ p at every step, then the path to the next time: the product of these matrices.
-    samplers.renoise ends with the likeliest words, 3 and 2 after one step."""
+    """x_1 ~ p at every step, then the path to the next time. `renoise` ends with the likeliest."""
     n, times, now = 50_000, time_grid(steps), np.full(16, 1 / 16)
     for i in range(steps):
         p = posterior("uniform", times[i])  # (states, L, V)
