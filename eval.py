@@ -20,9 +20,10 @@ and of any text:
     entropy     Shannon entropy of a text's own histogram of tokens, in bits, averaged over texts
 
 Perplexity alone is worth nothing: a lower temperature lowers it, and so does one word repeated.
-Read it with the entropy beside it, and both beside those of real text. ± is one standard error over
-texts. Results: a table, and OUT/eval.json. Source: FS-DFM (arXiv 2509.20624), whose judge is GPT-2
-Large (extras/gpt2.py); ours is that of `train.py judge`. Read next: plot.py.
+Read it with the entropy beside it, and both beside those of real text. The padding of stories
+counts in neither. ± is one standard error over texts. Results: a table, and OUT/eval.json. Source:
+FS-DFM (arXiv 2509.20624), whose judge is GPT-2 Large (extras/gpt2.py); ours is that of `train.py
+judge`. Read next: plot.py.
 """
 
 from config.command import autocast, named, pick_device, stop  # before torch
@@ -38,7 +39,7 @@ import torch
 from tqdm import tqdm
 
 from data.stories import KINDS, can_check, parse, variety
-from data.tokenizer import Tokenizer
+from data.tokenizer import PAD, Tokenizer
 from data.tokens import held_out, load_tokens
 from model import next_token_nll
 from sample import (
@@ -70,17 +71,19 @@ def wilson(right, n):
 
 
 @torch.no_grad()
-def perplexities(x, judge):
-    """(N,): exp of the judge's mean nats of each text x (N, L)."""
+def perplexities(x, judge, pad=-1):
+    """(N,): exp of the judge's mean nats of the tokens of each text x (N, L), but those of pad."""
     with autocast(x.device):
-        nll = torch.cat([next_token_nll(judge, part).mean(-1) for part in x.split(AT_A_TIME)])
-    return nll.exp().cpu()
+        nll = torch.cat([next_token_nll(judge, part) for part in x.split(AT_A_TIME)])  # (N, L - 1)
+    counts = x[:, 1:] != pad
+    return ((nll * counts).sum(-1) / counts.sum(-1).clamp(min=1)).exp().cpu()
 
 
-def entropies(x):
-    """(N,) bits: the entropy of the histogram of tokens of each text x (N, L)."""
+def entropies(x, pad=-1):
+    """(N,) bits: the entropy of the histogram of tokens of each text x (N, L), but those of pad."""
     bits = []
     for row in x.cpu():
+        row = row[row != pad]
         p = row.unique(return_counts=True)[1] / len(row)
         bits.append(-(p * p.log2()).sum())
     return torch.stack(bits)
@@ -103,9 +106,10 @@ def measure(x, judge, tokenizer):
     """All measures of texts x (N, L), a dict; "typical" is the text of median mistakes, or
     perplexity."""
     texts = [tokenizer.decode(row) for row in x.tolist()]
-    badness = perplexities(x, judge)
+    pad = tokenizer.ids[PAD] if can_check(tokenizer) else -1
+    badness = perplexities(x, judge, pad)
     row = {"texts": len(x)} | mean_and_error("perplexity", badness)
-    row |= mean_and_error("entropy", entropies(x))
+    row |= mean_and_error("entropy", entropies(x, pad))
     if can_check(tokenizer):
         stories, mistakes = measure_stories(texts)
         row, badness = row | stories, torch.tensor(mistakes)

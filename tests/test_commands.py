@@ -80,15 +80,15 @@ def test_watch_and_check():
 
 def test_measures_by_hand():
     """Entropy of histograms in bits; the judge's perplexity of texts that it finds equally likely
-    is the number of tokens."""
-    x = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 0], [0, 1, 2, 3]])
-    torch.testing.assert_close(evaluation.entropies(x), torch.tensor([1.0, 0.0, 2.0]))
+    is the number of tokens. Padding, here 3, counts in neither."""
+    x = torch.tensor([[0, 0, 1, 1, 3], [0, 0, 0, 0, 0], [0, 1, 2, 5, 3]])
+    torch.testing.assert_close(evaluation.entropies(x, pad=3), torch.tensor([1.0, 0.0, 2.0]))
 
     def judge(x, t):
         assert (t == 1).all()
-        return torch.zeros(*x.shape, 7)
+        return torch.zeros(*x.shape, 7).index_fill(-1, torch.tensor(3), -99)
 
-    torch.testing.assert_close(evaluation.perplexities(x, judge), torch.full((3,), 7.0))
+    torch.testing.assert_close(evaluation.perplexities(x, judge, pad=3), torch.full((3,), 6.0))
     row = evaluation.mean_and_error("nats", torch.tensor([0.0, 1.0, 1.0, 1.0]))
     assert row == {"nats": 0.75, "nats_error": pytest.approx(0.25)}
     assert evaluation.wilson(8, 10) == pytest.approx((0.490, 0.943), abs=0.001)
