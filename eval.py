@@ -209,9 +209,9 @@ def parse_arguments():
     add("--out", default="out", help="folder of the checkpoints (default: out)")
     add("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     arguments = parser.parse_args()
-    numbers = [*(arguments.steps or []), *arguments.temperatures, arguments.num_samples or 1]
-    if min(numbers) <= 0:
-        stop("--steps, --num-samples and --temperatures must be above 0")
+    numbers = [*(arguments.steps or [1]), arguments.num_samples or 1]
+    if min(numbers) < 1 or min(arguments.temperatures) < 0:
+        stop("--steps and --num-samples must be above 0, --temperatures at least 0")
     return arguments
 
 

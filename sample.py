@@ -99,10 +99,11 @@ def spare_threads(model, texts=1):
 
 
 def at_temperature(model, T):
-    """The network with its logits divided by T: below 1 the posterior is sharper."""
+    """The network with its logits divided by T: below 1 the posterior is sharper, and at 0 it is
+    sure of the likeliest token."""
 
     def network(x, t, h=None):
-        return model(x, t, h) / T
+        return model(x, t, h) / max(T, 1e-4)
 
     network.config = model.config
     return network
@@ -203,7 +204,7 @@ def parse_arguments():
     add("--steps", type=int, default=8, help="steps from noise to text (default: 8)")
     add("--prompt", default="", help="text to begin with, kept as given")
     add("--num-samples", type=int, default=1, help="texts (default: 1)")
-    add("--temperature", type=float, default=1.0, help="below 1: likelier text, less variety")
+    add("--temperature", type=float, default=1.0, help="below 1: likelier text, less variety; 0: greedy")
     add("--sampler", help="a function in the place of flow.generate, MODULE.NAME, such as "
         "extras.samplers.euler (default: that of the network's training)")
     add("--seed", type=int, default=1, help="the same seed, the same text (default: 1)")
@@ -212,8 +213,8 @@ def parse_arguments():
     add("--out", default="out", help="folder of the checkpoints (default: out)")
     add("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     arguments = parser.parse_args()
-    if min(arguments.steps, arguments.num_samples) < 1 or arguments.temperature <= 0:
-        stop("--steps, --num-samples and --temperature must be above 0")
+    if min(arguments.steps, arguments.num_samples) < 1 or arguments.temperature < 0:
+        stop("--steps and --num-samples must be above 0, --temperature at least 0")
     return arguments
 
 
