@@ -204,10 +204,10 @@ def parse_arguments():
     add("--steps", type=int, default=8, help="steps from noise to text (default: 8)")
     add("--prompt", default="", help="text to begin with, kept as given")
     add("--num-samples", type=int, default=1, help="texts (default: 1)")
-    add("--temperature", type=float, default=1.0, help="below 1: likelier text, less variety; 0: greedy")
+    add("--temperature", type=float, default=1.0, help="below 1: less variety; 0: greedy")
     add("--sampler", help="a function in the place of flow.generate, MODULE.NAME, such as "
         "extras.samplers.euler (default: that of the network's training)")
-    add("--seed", type=int, default=1, help="the same seed, the same text (default: 1)")
+    add("--seed", type=int, default=1, help="same seed and --num-samples, same texts (default: 1)")
     add("--check", action="store_true", help="say what is wrong with each story")
     add("--watch", action="store_true", help="print the first text after every step")
     add("--out", default="out", help="folder of the checkpoints (default: out)")

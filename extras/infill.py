@@ -79,7 +79,7 @@ def main():
     add("--model", default="fsdfm", help="OUT/MODEL.pt (default: fsdfm)")
     add("--steps", type=int, default=8, help="steps from noise to text (default: 8)")
     add("--num-samples", type=int, default=1, help="texts (default: 1)")
-    add("--seed", type=int, default=1, help="the same seed, the same text (default: 1)")
+    add("--seed", type=int, default=1, help="same seed and --num-samples, same texts (default: 1)")
     add("--out", default="out", help="folder of the checkpoints (default: out)")
     add("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     arguments = parser.parse_args()
