@@ -105,11 +105,11 @@ def read_file(path):
             file = zipfile.ZipFile(archive).open(member)
         else:
             file = gzip.open(path) if path.endswith(".gz") else open(path, "rb")
-        with io.TextIOWrapper(file, "utf-8") as text:
+        with io.TextIOWrapper(file, "utf-8-sig") as text:  # without a byte-order mark
             while piece := text.read(PIECE):
                 yield piece
     except UnicodeDecodeError:
-        stop(f"{path} is not UTF-8 text: convert it, for example with iconv")
+        stop(f"{path} is not UTF-8 text: convert it (iconv), or name FILE.zip#MEMBER")
     except (OSError, EOFError, zipfile.BadZipFile) as error:
         stop(f"cannot read {path}: {getattr(error, 'strerror', None) or error}")
 

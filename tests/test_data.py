@@ -108,7 +108,7 @@ def test_cutting_does_not_change_the_tokens(kind):
 
 
 def test_the_files(command, tmp_path):
-    (tmp_path / "b.txt").write_bytes(b"cat\r\ndog\r\n")
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\n")
     assert "from files: en.txt, b.txt" in command("mine --text en.txt b.txt")
     meta, tokens = data.tokens.load_tokens("mine")
     assert meta["row"] == 1 and meta["tokens"] == {s: len(tokens[s]) for s in ("train", "val")}
