@@ -109,7 +109,7 @@ def read_file(path):
             while piece := text.read(PIECE):
                 yield piece
     except UnicodeDecodeError:
-        stop(f"{path} is not UTF-8 text: convert it (iconv), or name FILE.zip#MEMBER")
+        stop(f"{path} is not UTF-8 text: convert it (iconv); of a .zip name FILE.zip#MEMBER")
     except (OSError, EOFError, zipfile.BadZipFile) as error:
         stop(f"cannot read {path}: {getattr(error, 'strerror', None) or error}")
 
