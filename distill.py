@@ -1,9 +1,9 @@
 """The shortcut teacher: one step of size h learns to predict what two steps of h/2 predict.
 
-FS-DFM's third idea, from shortcut models (Frans et al. 2024). The teacher is the student itself,
-its weights averaged over time (EMA). Fine steps learn from text, and every larger step learns from
-steps of half its size. All calls are told h/2. All jumps are flow.jump, and one that ends at
-t + h = 1 draws x_1 ~ p:
+That is the idea of shortcut models (Frans et al. 2024); the chain of four calls is FS-DFM's. The
+teacher is the student itself, its weights averaged over time (EMA). Fine steps learn from text, and
+every larger step learns from steps of half its size. All calls are told h/2. All jumps are
+flow.jump, and one that ends at t + h = 1 draws x_1 ~ p:
 
     l1 = teacher(x_t, t)              x_a = jump(x_t, l1) from t to t + h/2
     l2 = teacher(x_a, t + h/2)        x_b = jump(x_a, l2) from t + h/2 to t + h
@@ -12,11 +12,11 @@ t + h = 1 draws x_1 ~ p:
 
 The paper calls it RK-4. The weights are those of Runge-Kutta, but the stages are random and each
 follows from the one before, so no order of accuracy is claimed. What does it teach? On average over
-the jumps, what is predicted after them is what is predicted now (an exact posterior is a
-martingale), so a mean of probabilities would teach next to nothing. A mean of *logits* is sharper,
+the jumps, what an exact posterior predicts after them is what it predicts now (it is a martingale),
+so a mean of probabilities would teach next to nothing. A mean of *logits* is sharper,
 and x_b and x_c have jumped half a step further than the time at which they are read.
 
-Source: FS-DFM (arXiv 2509.20624). Before: flow.py. Read next: train.py.
+Sources: FS-DFM (arXiv 2509.20624), Frans et al. 2024. Before: flow.py. Read next: train.py.
 """
 
 import math
@@ -46,6 +46,13 @@ def shortcut_target(teacher, x_t, t, h, last):
     return (l1 + 2 * l2 + 2 * l3 + l4) / 6
 
 
+@torch.no_grad()
+def update_ema(ema, student, decay):
+    """ema <- decay * ema + (1 - decay) * student, for all weights. The EMA is the teacher."""
+    for average, weight in zip(ema.parameters(), student.parameters()):
+        average.lerp_(weight, 1 - decay)
+
+
 def forward_kl(target, logits):
     """KL(teacher || student) for each token, (B, L) nats, of two (B, L, V) logits."""
     log_p = target.log_softmax(-1)
@@ -71,7 +78,7 @@ def distillation_loss(student, teacher, x_1, largest_weight=math.inf):
     n, t = sample_steps(B, SHARES)  # on the CPU: how many rows have the teacher is then known there
     k = int((n < L // 2).sum())  # rows [:k] have the teacher, rows [k:] the data loss
     n, t = (v.to(x_1.device, non_blocking=True) for v in (n, t))  # a GPU is not waited for
-    h, last = 1 / n, t + 1 / n == 1  # (B,) each
+    h, last = 1 / n, t + 1 / n == 1  # (B,) each; exact, since both are multiples of 1/1024
     x_t = sample_path(x_1, t, student.config.vocab_size)  # (B, L)
     logits = student(x_t, t, h)  # (B, L, V)
     loss = generalized_kl(logits[k:], x_1[k:], x_t[k:], t[k:], largest_weight)

@@ -43,7 +43,8 @@ from data.tokenizer import PAD, Tokenizer
 from data.tokens import held_out, load_tokens
 from model import next_token_nll
 from sample import (
-    AT_A_TIME, fill, find_network, load_checkpoint, load_model, network_of, printable,
+    AT_A_TIME, fill, find_network, load_checkpoint, load_model, network_of, note_unfinished,
+    printable,
 )
 
 LABELS = {"dfm": "DFM", "fsdfm": "FS-DFM", "dmd": "distribution matching"}  # the networks
@@ -124,7 +125,7 @@ def measure(x, judge, tokenizer):
 def draw_texts(model, n, steps, sampler, temperature, seed, on_step):
     """n texts (n, L), and the seconds of each."""
     torch.manual_seed(seed)
-    device = model.embedding.weight.device
+    device = next(model.parameters()).device
     template = torch.full((n, model.config.block_size), -1, device=device)  # all to be written
     began = time.perf_counter()
     parts = [fill(model, part, steps, sampler, temperature, lambda x: on_step(len(x)))
@@ -183,7 +184,7 @@ def verdict(rows):
     if best is None or best["right_high"] >= EXPECTED:
         return ""
     kind = max(best["mistakes"], key=best["mistakes"].get)
-    return (f"\nnote: the DFM is right in {best['right']:.2f} of its stories in {best['steps']} "
+    return (f"note: the DFM is right in {best['right']:.2f} of its stories in {best['steps']} "
             f"steps, where {EXPECTED} is expected, and most of its mistakes are of {kind}: it has "
             "not learned that yet. Train it longer: a larger --iterations")
 
@@ -244,6 +245,7 @@ def load_judge(arguments, device):
     meta, tokens = load_tokens(arguments.data or checkpoint["settings"].get("data", "stories"))
     if checkpoint["tokenizer"] != meta["tokenizer"]:
         stop(f"{path} scores other tokens than those of --data: name the text it was trained on")
+    note_unfinished(path, checkpoint)
     return network_of(checkpoint).to(device), meta, tokens
 
 
@@ -273,7 +275,8 @@ def main():
     os.replace(f"{path}.new", path)
     print(table(report))
     print_typical(report["rows"])
-    print(verdict(report["rows"]))
+    if line := verdict(report["rows"]):
+        print(f"\n{line}")
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@
     posterior  p(y) = softmax(logits(x_t, t, h)): the network's prediction of x_1
     velocity   u(y | x) = kappa'(t) / (1 - kappa(t)) * (p(y) - [y = x]): the rate of jumps to y
 
-The sampler starts from noise at t = 0 and takes steps from t to t + h until t = 1. The rate grows
-without bound as t -> 1, so with its value at t too few tokens move in a large step. FS-DFM's second
-idea is the cumulative scalar, the rate averaged over the step:
+The sampler starts from noise at t = 0 and takes steps from t to t + h until t = 1. The rate r grows
+without bound as t -> 1: with its value at t, P(jump) = 1 - exp(-h r (1 - p(x_t))) as in Meta's
+library, too few tokens move in a large step. FS-DFM's own idea is the cumulative scalar, the rate
+averaged over the step:
 
     g(t, h) = (1/h) * integral_t^{t+h} kappa'(s) / (1 - kappa(s)) ds = ln(1/S) / h
     P(jump) = 1 - exp(-h g (1 - p(x_t))) = 1 - S ** (1 - p(x_t))
@@ -70,7 +71,7 @@ def spread_times(B, device):
     """B times, evenly spread with one random offset: (B,) float32. Each is uniform on [0, LATEST),
     and their mean loss varies far less than that of B independent times."""
     offset = torch.rand((), device=device)
-    return (torch.arange(B, device=device) / B + offset) % 1 * LATEST
+    return ((torch.arange(B, device=device) / B + offset) % 1) * LATEST
 
 
 def dfm_loss(model, x_1, largest_weight=math.inf):
@@ -92,7 +93,7 @@ def cumulative_scalar(t, h):
 
 def draw(p):
     """One token from each of the distributions p (..., V), which need not sum to 1: (...) int64. In
-    float64, since a rounded tail silently lowers the temperature."""
+    float64: sums and random numbers of float32 would never draw the rarest tokens."""
     total = p.cumsum(-1, dtype=torch.float64)
     u = torch.rand(*p.shape[:-1], 1, dtype=torch.float64, device=p.device) * total[..., -1:]
     token = torch.searchsorted(total, u, right=True).squeeze(-1)
@@ -102,9 +103,9 @@ def draw(p):
 def jump(x_t, logits, t, h, last=None):
     """One step of FS-DFM: x_t (B, L) at times t (B,) -> x_{t+h} (B, L), given logits (B, L, V).
 
-    At t + h = 1 no noise may be left, S = 0, and every token would move to another, also one of
-    which the network is 99% sure. So where `last` (B,) bool says that no step follows, x_1 ~ p is
-    drawn.
+    At t + h = 1 no noise may be left, S = 0, and nearly every token would move to another, also one
+    of which the network is 99% sure. So where `last` (B,) bool says that no step follows, x_1 ~ p
+    is drawn.
     """
     last = torch.zeros_like(t, dtype=torch.bool) if last is None else last
     p = logits.float().softmax(-1)  # (B, L, V)

@@ -8,11 +8,11 @@ vocabulary to stand there in the text x_1, given the noisy x_t.
 It is a DiT (Peebles & Xie 2023) over tokens. Two things differ from a GPT: attention has no causal
 mask, and a condition c shifts and scales every layer norm and gates every branch ("adaLN"). c says
 at which time t between noise and text we are and, for the few-step student, how large the next step
-h is. One network that is told its step size: the first idea of FS-DFM, which has it from shortcut
-models (Frans et al. 2024).
+h is. One network that is told its step size: an idea of shortcut models (Frans et al. 2024) that
+FS-DFM takes over.
 
     DFM, the many-step baseline    c = SiLU(E_t(t))
-    FS-DFM, the few-step student   c = SiLU(W2 SiLU(W1 [E_t(t), E_h(h)])), W2 anew in every block
+    FS-DFM, the few-step student   c = SiLU(W2 SiLU(W1 [E_t(t), E_h(h)])), a W2 in every block
     judge, which scores text       a causal mask; it reads text alone, so t = 1
 
 Sources: FS-DFM (arXiv 2509.20624), whose network follows SEDD (Lou et al. 2024); rotary positions
@@ -135,8 +135,8 @@ class Attention(nn.Module):
 
 
 def attend(q, k, v, causal):
-    """softmax(q k^T / sqrt(head_dim)) v. The formula where PyTorch's backward pass is slow, in
-    bfloat16 on a CPU: with the formula a training step takes 190 ms instead of 240."""
+    """softmax(q k^T / sqrt(head_dim)) v, each (B, heads, L, head_dim). The formula where PyTorch's
+    own backward pass is slow, in bfloat16 on a CPU (docs/speed.md)."""
     slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled()
     if slow and not causal:
         return (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1).to(v.dtype) @ v
@@ -211,7 +211,7 @@ def init_weights(module):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
-    if isinstance(module, Modulation):  # its parts come before it
+    if isinstance(module, Modulation):  # apply() comes to its Linear first, and then to it
         nn.init.zeros_(module.linear.weight)
 
 

@@ -54,6 +54,7 @@ def load_checkpoint(path):
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         checkpoint["config"], checkpoint["model"], checkpoint["tokenizer"]
+        checkpoint["settings"]["architecture"]
     except Exception as error:  # a damaged file makes torch raise anything
         stop(f"{path} is no checkpoint of train.py ({type(error).__name__}); "
              "published ones are converted by extras/published.py")
@@ -66,7 +67,7 @@ def network_of(checkpoint, weights="ema"):
     for name, value in state.items():
         if isinstance(value, dict):  # of weights/: int8, and a scale for each row
             state[name] = value["int8"].float() * value["scale"]
-    architecture = named(checkpoint["settings"].get("architecture"), "model.Transformer")
+    architecture = named(checkpoint["settings"]["architecture"], "model.Transformer")
     model = architecture(Config(**checkpoint["config"]))
     model.load_state_dict(state)
     return model.eval()
@@ -76,13 +77,17 @@ def load_model(path, device="cpu"):
     """(model, tokenizer) of a checkpoint. model.sampler is the function that it is to write with,
     flow.generate unless its training says otherwise."""
     checkpoint = load_checkpoint(path)
+    note_unfinished(path, checkpoint)
     model = network_of(checkpoint).to(device)
-    done, settings = checkpoint["iteration"], checkpoint["settings"]
-    if done < settings["iterations"]:
-        print(f"note: {path} is not finished, {done} of {settings['iterations']} iterations: "
-              "--resume goes on", file=sys.stderr)
-    model.sampler = named(settings["sampler"], "flow.generate")
+    model.sampler = named(checkpoint["settings"]["sampler"], "flow.generate")
     return model, Tokenizer(checkpoint["tokenizer"])
+
+
+def note_unfinished(path, checkpoint):
+    done, iterations = checkpoint["iteration"], checkpoint["settings"]["iterations"]
+    if done < iterations:
+        print(f"note: {path} is not finished, {done} of {iterations} iterations: --resume goes on",
+              file=sys.stderr)
 
 
 def spare_threads(model, texts=1):
@@ -90,7 +95,7 @@ def spare_threads(model, texts=1):
     small network. On a machine that does other work threads wait for one another, and two draw a
     text 10 times slower than one."""
     weights = sum(parameter.numel() for parameter in model.parameters())
-    if model.embedding.weight.device.type == "cpu" and texts * weights < 1e7:
+    if next(model.parameters()).device.type == "cpu" and texts * weights < 1e7:
         torch.set_num_threads(1)
 
 
@@ -114,9 +119,9 @@ def conditioned_on(model, given, text):
     reads them at time t = 1, and is sure of them. Best if trained for it (extras/infill.py)."""
 
     def network(x, t, h=None):
-        mask, ids = given[: len(x)], text[: len(x)]  # a teacher sees the first rows alone
+        mask, ids = given[: len(x)], text[: len(x)]  # in training a teacher reads fewer rows
         logits = model(torch.where(mask, ids, x), torch.where(mask, 1.0, t[:, None]), h)
-        sure = torch.where(mask, 50.0, 0.0).to(logits.dtype)[..., None]
+        sure = torch.where(mask, 50.0, 0.0).to(logits.dtype)[..., None]  # others: e^-50 each
         return logits.masked_fill(mask[..., None], 0).scatter_add(-1, ids[..., None], sure)
 
     network.config = model.config
@@ -155,7 +160,7 @@ def write(model, tokenizer, prompt="", num_samples=1, steps=8, seed=None, **opti
     """A list of texts, str, that begin with the prompt. Options are those of `fill`."""
     if seed is not None:
         torch.manual_seed(seed)
-    L, device = model.config.block_size, model.embedding.weight.device
+    L, device = model.config.block_size, next(model.parameters()).device
     ids = prompt_ids(prompt, tokenizer, L)
     template = torch.tensor(ids + [-1] * (L - len(ids)), device=device)
     texts = []

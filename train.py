@@ -28,13 +28,14 @@ from tqdm import tqdm
 
 from data.tokenizer import Tokenizer
 from data.tokens import load_tokens
-from distill import distillation_loss
+from distill import distillation_loss, update_ema
 from flow import dfm_loss
 from model import Config, next_token_nll, student_from
 from sample import load_checkpoint, network_of, printable
 
 # ------------------------------------------------------------------------------------------------
-# a config file may replace these two, and every name imported above, by its own
+# a config file is run here, among these names, so it may define any of them anew: these two
+# functions, and all that is imported above
 
 
 def make_optimizers(model, weight_decay):
@@ -210,7 +211,7 @@ def validate():
     """This stage's loss on the same four batches of held-out text every time, and a text that the
     network writes: (nats, str)."""
     torch.manual_seed(0)
-    best = teacher or model.eval()
+    best = teacher or model.eval()  # the EMA of a student: its KL is that to its own half steps
     with amp:
         nats = torch.stack([loss_of(best, best, batch("val")) for _ in range(4)]).mean().item()
         text = ""
@@ -298,7 +299,7 @@ for iteration in bar:
     scaler.update()
     if teacher is not None:  # EMA, with a shorter memory at first
         decay = min(ema_decay, (1 + iteration) / (10 + iteration))
-        torch._foreach_lerp_(list(teacher.parameters()), list(model.parameters()), 1 - decay)
+        update_ema(teacher, model, decay)
 
     done = iteration + 1
     validates = done % validate_every == 0 or done == iterations

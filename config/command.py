@@ -72,7 +72,7 @@ def read_settings(settings, stages, default):
     """
     arguments = sys.argv[1:]
     known = [name for name, value in settings.items()
-             if isinstance(value, (bool, int, float, str)) and not name.startswith("_")]
+             if isinstance(value, (bool, int, float, str)) and re.match("(?!stage$)[a-z]", name)]
     if {"-h", "--help"} & set(arguments):
         print_help(settings, known)
     if stages:

@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import model as model_file
+from distill import update_ema
 from flow import cumulative_scalar, draw, generate, jump
 from sample import load_model
 
@@ -118,7 +119,7 @@ def step(run, loss_of, amp):
         optimizer.zero_grad()
     run.scaler.update()
     if run.teacher is not None:
-        torch._foreach_lerp_(list(run.teacher.parameters()), list(run.model.parameters()), 0.02)
+        update_ema(run.teacher, run.model, 0.98)
 
 
 def with_plain_attention(function):

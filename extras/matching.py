@@ -46,6 +46,7 @@ from tqdm import tqdm
 
 import flow
 from data.tokens import load_tokens
+from distill import update_ema
 from extras.samplers import renoise_step
 from flow import sample_path
 from model import student_from
@@ -268,6 +269,7 @@ def main():
     meta, tokens, student, ema, dfm, auxiliary, optimizer, first, seconds = start(place)
     if first >= iterations:
         print(f"{out}/dmd.pt is finished ({first} iterations)")
+        return
     if autocast(place).fast_dtype == torch.float16:
         stop("this GPU has no bfloat16, which distribution matching needs: --device=cpu")
     L = dfm.config.block_size
@@ -289,9 +291,12 @@ def main():
         optimizer.step()
         optimizer.zero_grad()
         decay = min(ema_decay, (1 + iteration) / (10 + iteration))
-        torch._foreach_lerp_(list(ema.parameters()), list(student.parameters()), 1 - decay)
+        update_ema(ema, student, decay)
         done = iteration + 1
         if done % save_every == 0 or done == iterations:
+            if not all(p.isfinite().all() for p in ema.parameters()):
+                stop(f"a weight is not finite at update {done}: {out}/dmd.pt is as it was; "
+                     "try a smaller --learning_rate")
             torch.save({
                 "stage": "dmd", "config": vars(student.config), "settings": settings,
                 "iteration": done, "seconds": time.perf_counter() - began,

@@ -29,17 +29,22 @@ def test_the_core_stands_alone(tmp_path):
     for name in CORE:
         shutil.copy(ROOT / f"{name}.py", tmp_path)
     script = """
-import torch, copy
+import copy, torch
 from model import Config, Transformer, student_from
 from flow import dfm_loss, generate
-from distill import distillation_loss
+from distill import distillation_loss, update_ema
 dfm = Transformer(Config(vocab_size=11, block_size=16, n_layer=1, n_head=2, dim=16, cond_dim=8))
 x_1 = torch.randint(11, (8, 16))
 dfm_loss(dfm, x_1).backward()
 student = student_from(dfm)
-teacher = copy.deepcopy(student)
+start, teacher = copy.deepcopy(student), copy.deepcopy(student).requires_grad_(False)
 distillation_loss(student, teacher, x_1).backward()
-assert all(p.grad is not None for p in student.parameters())
+torch.optim.SGD(student.parameters(), 1.0).step()
+update_ema(teacher, student, 0.5)
+for before, after, ema in zip(start.parameters(), student.parameters(), teacher.parameters()):
+    assert not ema.requires_grad
+    torch.testing.assert_close(ema, (before + after) / 2)
+assert not torch.equal(start.embedding.weight, student.embedding.weight)
 print(generate(teacher, x_1, steps=4).shape)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, text=True,

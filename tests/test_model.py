@@ -67,15 +67,13 @@ def test_a_time_for_every_token(step_aware):
 # attention
 
 
-@pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize("causal", [True, False])
-def test_who_sees_whom(causal, gradients):
+def test_who_sees_whom(causal):
     """Under the causal mask no token sees what follows it; else each sees all."""
-    with torch.set_grad_enabled(gradients):
-        model, (x, t, _) = random_network(causal=causal), inputs(1)
-        changed = x.clone()
-        changed[0, 9] = (x[0, 9] + 1) % 20
-        difference = (model(x, t) - model(changed, t)).abs().amax(-1)[0]  # (L,)
+    model, (x, t, _) = random_network(causal=causal), inputs(1)
+    changed = x.clone()
+    changed[0, 9] = (x[0, 9] + 1) % 20
+    difference = (model(x, t) - model(changed, t)).abs().amax(-1)[0]  # (L,)
     assert (difference[9:] > 0).all()
     assert (difference[:9] == 0).all() if causal else (difference[:9] > 0).all()
 
@@ -112,14 +110,15 @@ def test_rotary_scores_depend_on_distance_alone():
 
 
 def test_both_forms_of_attention_are_one_function():
-    """The formula, used on CPUs in training, and PyTorch's: values and gradients."""
-    q, k, v, upstream = torch.randn(4, 2, 3, 9, 8)  # (B, heads, L, head_dim) each
+    """The formula, used in bfloat16 on CPUs in training, and PyTorch's: values and gradients, to
+    the 8 bits of bfloat16."""
+    q, k, v, upstream = torch.randn(4, 2, 3, 9, 8).bfloat16()  # (B, heads, L, head_dim) each
     results = []
     for form in (attend, F.scaled_dot_product_attention):
         parts = [part.clone().requires_grad_() for part in (q, k, v)]
         y = form(*parts, False) if form is attend else form(*parts)
         results.append([y.detach(), *torch.autograd.grad(y, parts, upstream)])
-    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*results, rtol=0, atol=0.05)
 
 
 # ------------------------------------------------------------------------------------------------
