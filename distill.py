@@ -13,8 +13,8 @@ flow.jump, and one that ends at t + h = 1 draws x_1 ~ p:
 The paper calls it RK-4. The weights are those of Runge-Kutta, but the stages are random and each
 follows from the one before, so no order of accuracy is claimed. What does it teach? On average over
 the jumps, what an exact posterior predicts after them is what it predicts now (it is a martingale),
-so a mean of probabilities would teach next to nothing. A mean of *logits* is sharper,
-and x_b and x_c have jumped half a step further than the time at which they are read.
+so a mean of probabilities would teach next to nothing. A mean of *logits* is sharper, and x_b and
+x_c have jumped half a step further than the time at which they are read.
 
 Sources: FS-DFM (arXiv 2509.20624), Frans et al. 2024. Before: flow.py. Read next: train.py.
 """

@@ -139,17 +139,18 @@ def draw_ladder(rows, report):
         bars = axis.barh(places, [row["right"] for row in found], 0.92 * height,
                          xerr=error_bars(found, "right"), capsize=3, label=f"{n} steps",
                          color=LADDER_COLOURS[i % 4])
-        axis.bar_label(bars, [f"{row['right']:.1%}" for row in found], padding=4)
+        axis.bar_label(bars, [f"{row['right']:.1%}" for row in found], padding=4,
+                       bbox={"facecolor": "white", "linewidth": 0, "pad": 1})
     many = max((row for row in report["rows"] if row["model"] == "dfm" and "right" in row),
                key=lambda row: row["steps"], default=None)
     if many and many["steps"] > max(counts):
-        axis.axvline(many["right"], color=GREY, linestyle="--",
+        axis.axvline(many["right"], color=GREY, linestyle="--", zorder=0,
                      label=f"DFM, {many['steps']:,} steps")
     axis.set_yticks(range(len(rungs)), [f"{rung}\n{function_of(rows, rung)}" for rung in rungs])
     axis.invert_yaxis()
     axis.set_xlim(0, 1.12)
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
-    axis.set_xlabel("stories without a mistake (bars: 95% intervals)")
+    axis.set_xlabel("stories without a mistake (black: 95% intervals)")
     figure.legend(loc="outside lower right", ncols=3, frameon=False)
     few = [row for row in rows if row["steps"] == counts[0]]
     axis.set_title(f"{counts[0]} steps: from {few[0]['right']:.1%} right stories "

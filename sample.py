@@ -8,7 +8,7 @@
 
 From Python:
 
-    model, tokenizer = load_model("weights/fsdfm.pt")
+    model, tokenizer = load_model(f"{WEIGHTS}/fsdfm.pt")
     texts = write(model, tokenizer, prompt="Mia had a", num_samples=3, steps=8, seed=1)
 
 A network that is not in out/ is taken from weights/, which comes with the project. The work is done
@@ -54,7 +54,6 @@ def load_checkpoint(path):
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         checkpoint["config"], checkpoint["model"], checkpoint["tokenizer"]
-        checkpoint["settings"]["architecture"]
     except Exception as error:  # a damaged file makes torch raise anything
         stop(f"{path} is no checkpoint of train.py ({type(error).__name__}); "
              "published ones are converted by extras/published.py")
@@ -67,7 +66,7 @@ def network_of(checkpoint, weights="ema"):
     for name, value in state.items():
         if isinstance(value, dict):  # of weights/: int8, and a scale for each row
             state[name] = value["int8"].float() * value["scale"]
-    architecture = named(checkpoint["settings"]["architecture"], "model.Transformer")
+    architecture = named(checkpoint["settings"].get("architecture"), "model.Transformer")
     model = architecture(Config(**checkpoint["config"]))
     model.load_state_dict(state)
     return model.eval()

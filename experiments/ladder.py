@@ -30,12 +30,12 @@ from flow import generate
 from sample import find_network, load_model
 
 RUNGS = [  # what it is, where its code stands, network, sampler
-    ("DFM: rate at t, uniform steps", "extras/samplers.py", "dfm",
+    ("DFM: rate at t, uniform steps", "samplers.euler", "dfm",
      partial(generate, power=1.0, step=euler_step)),
-    ("+ cumulative scalar", "flow.jump", "dfm", uniform_grid),
+    ("+ scalar and forced move", "flow.jump", "dfm", uniform_grid),
     ("+ steps that shrink", "flow.time_grid", "dfm", generate),
-    ("+ shortcut teacher: FS-DFM", "distill.py", "fsdfm", generate),
-    ("DFM + distribution matching", "extras/matching.py", "dmd", renoise),
+    ("+ shortcut teacher: FS-DFM", "shortcut_target", "fsdfm", generate),
+    ("DFM + distribution matching", "matching_loss", "dmd", renoise),
 ]
 
 

@@ -128,7 +128,7 @@ def test_commands_name_files_and_flags_that_exist(path):
             assert (ROOT / config).exists(), config
 
 
-def test_the_python_of_the_readme_runs(tmp_path):
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     """The example of writing, another step, another network and another schedule."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     example, step, network, schedule = blocks
@@ -151,3 +151,6 @@ def test_the_python_of_the_readme_runs(tmp_path):
     t = torch.tensor(0.3, requires_grad=True)
     names["kappa"](t).backward()
     assert torch.isclose(names["rate"](t), t.grad / (1 - names["kappa"](t)))
+    monkeypatch.setattr(flow, "kappa", names["kappa"])
+    x_t = flow.sample_path(torch.zeros(1, 10_000).long(), torch.tensor([0.5]), 10)
+    assert abs((x_t == 0).float().mean() - (0.25 + 0.075)) < 4 * 0.005  # 1/4 of it is text
