@@ -32,7 +32,7 @@ from toy import TEXT, V, sampled_distribution, total_variation
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = 12  # tokens of a story
 GUESSES = 3  # words under a token
-TEXT_COLOUR, NOISE_COLOUR, JUMP_COLOUR = "#1f5fa8", "#8a8a8a", "#c77d00"
+TEXT_COLOUR, NOISE_COLOUR, JUMP_COLOUR = "#1f5fa8", "#6b6b6b", "#a35f00"
 T, H = 0.25, 0.5  # the step that is drawn
 
 # ------------------------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def draw_guess(model, tokenizer, x_1, x_0, u):
                 axis.barh(y, 0.94, 0.8, left=i - 0.47, color="#f0f4f9")
                 axis.barh(y, 0.94 * share, 0.8, left=i - 0.47, color="#c0d6f0")
                 word = tokenizer.decode([best.indices[i, k].item()])
-                axis.text(i, y, f"{word} {100 * share:.0f}%", ha="center", va="center", fontsize=9)
+                axis.text(i, y, f"{word} {100 * share:.0f}%", ha="center", va="center", fontsize=8)
     return figure
 
 
@@ -133,10 +133,10 @@ def draw_jump(model, tokenizer, x_1, x_0, u):
 
 def draw_product():
     """The distribution of texts that 1, 2 and 8 steps write, beside the true one."""
-    texts = {"the texts": TEXT}
+    texts = {"true texts": TEXT}
     for n in (1, 2, 8):
         texts[f"{n} step{'s' * (n > 1)}"] = sampled_distribution("uniform", n, power=2)
-    figure, axes = plt.subplots(1, len(texts), figsize=(12, 3.4), layout="constrained")
+    figure, axes = plt.subplots(1, len(texts), figsize=(12, 3.7), layout="constrained")
     for axis, (name, p) in zip(axes, texts.items()):
         axis.imshow(p, cmap="Blues", vmin=0, vmax=TEXT.max())
         for (a, b), share in np.ndenumerate(p):

@@ -30,7 +30,8 @@ def parse_arguments():
     )
     add = parser.add_argument
     add("--race", nargs="*", metavar="MODEL:STEPS",
-        help="the runners, side by side on the terminal (default: dfm:1024 dfm:4 dmd:4)")
+        help="the runners, side by side on the terminal (default: dfm:1024 dfm:4 dmd:4; of 100 "
+        "seeds 65 show the student right and the hurried teacher wrong, 6 the reverse)")
     add("--html", metavar="FILE", help="the race as a page for a browser")
     add("--live", action="store_true",
         help="the DFM and the first student write in the page: it has their weights")
@@ -60,14 +61,14 @@ def parse_runner(text):
 
 
 def default_runners(out):
-    """The contrast that is seen best: of 100 seeds, 65 show the student of distribution matching
-    right and the teacher in as many steps wrong, and 6 the reverse; FS-DFM 27 and 10."""
+    """The contrast that is seen best. FS-DFM in its place is right where the teacher in as many
+    steps is wrong with 27 of 100 seeds, and the reverse with 10."""
     student = "dmd" if os.path.exists(find_network(out, "dmd")) else "fsdfm"
     return ["dfm:1024", "dfm:4", f"{student}:4"]
 
 
 def load_networks(names, out, device):
-    """({name: network}, the tokenizer of all)."""
+    """({name: network}, the tokenizer of all, their files)."""
     paths = {name: find_network(out, name) for name in names}
     networks, tokenizer = {}, None
     for name, path in paths.items():
@@ -78,8 +79,9 @@ def load_networks(names, out, device):
             stop(f"{path} has other tokens than {paths[names[0]]}: name runners that have the same")
         tokenizer = own
         spare_threads(networks[name])
-    print("networks:", ", ".join(paths.values()))
-    return networks, tokenizer
+    files = ", ".join(map(os.path.relpath, paths.values()))
+    print("networks:", files)
+    return networks, tokenizer, files
 
 
 def main():
@@ -91,7 +93,7 @@ def main():
     student = next((name for name in names if name != "dfm"), "fsdfm")
     if arguments.live:
         names += ["dfm", student]
-    networks, tokenizer = load_networks(names, arguments.out, pick_device(arguments.device))
+    networks, tokenizer, files = load_networks(names, arguments.out, pick_device(arguments.device))
 
     def run(runner, seed, on_step=lambda run: None):
         name, steps = runner
@@ -105,15 +107,15 @@ def main():
         total = sum(steps for _, steps in runners)
         with tqdm(total=total, desc="running", unit="step", leave=False) as bar:
             runs = [run(runner, arguments.seed, lambda run: bar.update()) for runner in runners]
+        list(count(runs, arguments.seed))
     if arguments.html:
         from show.page import page_data, write_page
 
         live = {name: networks[name] for name in ("dfm", student)} if arguments.live else None
-        command = f"python sample.py {shlex.join(sys.argv[1:])} (seed {arguments.seed})"
+        command = f"python sample.py {shlex.join(sys.argv[1:])}"
+        command += f" (seed {arguments.seed}; {files})"
         write_page(arguments.html, page_data(runs, tokenizer, command), live)
         print(f"{arguments.html}: open it in a browser")
-    if arguments.gif or (arguments.race is not None and not terminal):
-        list(count(runs, arguments.seed))
     if arguments.gif:
         from show.picture import write_gif
 

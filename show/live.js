@@ -35,11 +35,9 @@ const panes = data.live.map((name) => (
   Object.assign(new Pane(element("live-panes"), L), { name, right: 0, texts: 0 })
 ));
 
-function titleOfLive(pane, steps) {
-  const many = `${steps} step${steps > 1 ? "s" : ""}`;
-  return pane.name !== "dfm" ? `student, ${many}`
-    : steps > 16 ? `teacher, ${many}` : `teacher, hurried to ${many}`;
-}
+const titleOfLive = (pane, steps) => (
+  `${pane.name === "dfm" ? "teacher" : "student"}, ${steps} step${steps > 1 ? "s" : ""}`
+);
 
 // ------------------------------------------------------------------------------------------------
 // what the viewer chose
@@ -96,7 +94,8 @@ function setPaused(value) {
 // writing
 
 const told = (pane) => (
-  checker ? `right: ${pane.right} of ${pane.texts}` : `texts: ${pane.texts}`
+  (checker ? `right: ${pane.right} of ${pane.texts}` : `texts: ${pane.texts}`)
+  + (pointed && panes.includes(pointed.pane) && pane.state.step === settings.steps ? ", held" : "")
 );
 
 function show(pane, state, now) {
@@ -112,15 +111,12 @@ function show(pane, state, now) {
   }
   pane.title.textContent = titleOfLive(pane, now.steps);
   pane.counter.textContent = told(pane);
-  pane.verdict.textContent = last && checker ? verdictOf(mistakes) : `step ${state.step}`;
+  pane.verdict.textContent = last && checker ? verdictOf(mistakes.length) : `step ${state.step}`;
 }
 
-function verdictOf(mistakes) {
-  if (!mistakes.length) return "This story is right.";
-  const [{ position, message }] = mistakes;
-  const more = mistakes.length > 1 ? `, and ${mistakes.length - 1} more` : "";
-  return `Word ${position + 1}: ${message}${more}`;
-}
+const verdictOf = (n) => (
+  n ? `${n} mistake${n > 1 ? "s" : ""}, in red. Why: below.` : "This story is right."
+);
 
 const haste = () => Math.max(0.1, 1 - panes[0].texts / 10); // the first texts slowly
 
@@ -146,9 +142,12 @@ async function writeForever() {
     const now = settings;
     await write(now);
     if (now.planted && now === settings) setPaused(true);
-    const until = performance.now() + REST * haste();
+    const until = performance.now() + REST * Math.max(0.4, haste());
     const held = () => paused || (pointed && panes.includes(pointed.pane)); // it is read
-    while (now === settings && (held() || performance.now() < until)) await pause(50);
+    while (now === settings && (held() || performance.now() < until)) {
+      for (const pane of panes) pane.counter.textContent = told(pane);
+      await pause(50);
+    }
     if (now !== settings) continue;
     const seed = (now.seed + 1) % 1e6;
     if (document.activeElement !== element("seed")) element("seed").value = seed; // not typed in
@@ -202,7 +201,8 @@ const GUIDE = [
   [4, "Point at a word: the network gives every word of its vocabulary a probability to stand "
     + "there. Where several are likely, words that are drawn at once do not agree."],
   [8, "Click a word of a finished story to plant a wrong one. The network goes on from t = 0.5 and "
-    + "mostly heals it: it can take any word back. In a mask model what is written stays."],
+    + "mostly heals it: it can take any word back. A model that fills in blanks (a mask model) cannot "
+    + "change a word once it is written."],
   [4, "Why it is so, below: a world of 16 texts where every number is exact. Move its slider, then "
     + "choose 8 steps."],
 ];
@@ -232,7 +232,7 @@ async function start() {
   element("prompt").placeholder = checker ? "Mia had a" : "";
   guide();
   const labels = Object.fromEntries(data.runs.map((run) => [run.name, run.label]));
-  element("who").textContent = `Teacher: DFM. Student: ${labels[data.live[1]] ?? data.live[1]}.`;
+  element("who").textContent = `Teacher: the DFM. Student: a copy of it, trained by ${labels[data.live[1]] ?? data.live[1]}.`;
   readAddress();
   setPaused(still);
   for (const id of FIELDS.slice(1)) element(id).onchange = () => change();
@@ -248,7 +248,7 @@ async function start() {
   ));
   const both = recorded.every(Boolean) && new Player(recorded, panes);
   panes.forEach((pane, i) => {
-    if (both) pane.title.textContent = `recorded: ${titleOf(recorded[i])}`;
+    if (both) pane.title.textContent = `recorded: ${recorded[i].title}`;
   });
   if (both) both.start();
   await pause(0); // the first picture

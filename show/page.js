@@ -7,6 +7,7 @@
 
 const STEP_SECONDS = 0.6; // in which a recorded run of few steps shows one
 const REST_SECONDS = 9; // in which the rest is shown when the runs of few steps are done
+const HOLD = 0.5; // seconds of the viewer in which a word that changed stays marked
 const FEW = 32; // steps: FEW_STEPS of show/run.py
 const LIKELY = 5; // words of a posterior that are shown
 const element = (id) => document.getElementById(id);
@@ -33,6 +34,17 @@ function follow(before, now) {
     return now.seen[i] ? "changed" : "new";
   });
   return now;
+}
+
+// What happened to each token of states[step] since states[since].
+function statusesSince(states, since, step) {
+  const [before, now] = [states[since], states[step]];
+  return now.tokens.map((token, i) => {
+    if (now.noise[i]) return "noise";
+    const stays = (state) => state.tokens[i] === token && !state.noise[i];
+    if (states.slice(since, step + 1).every(stays)) return "settled";
+    return before.seen[i] || !before.noise[i] ? "changed" : "new";
+  });
 }
 
 // All states of a recorded run. A change is [place, token, percent], -1 percent for noise.
@@ -71,8 +83,10 @@ class Pane {
     const head = make(box, "div", "head");
     this.title = make(head, "h2");
     this.counter = make(head, "span", "counter");
+    this.time = make(box, "i", "time"); // a bar: the seconds of the network
     this.verdict = make(box, "p", "verdict small");
     const text = make(box, "div", "text");
+    this.why = make(box, "p", "small");
     this.cells = Array.from({ length: L }, (_, i) => {
       const blank = text.appendChild(document.createTextNode(""));
       const word = make(text, "span");
@@ -85,8 +99,8 @@ class Pane {
   }
 
   // Shows a state and returns its mistakes. Before the last step a mistake is a word that
-  // contradicts others; then also a sentence that does not belong.
-  show(state, last) {
+  // contradicts others; then also a sentence that does not belong, and nothing else is marked.
+  show(state, last, status = state.status) {
     const words = wordsOf(state.tokens);
     this.state = state;
     this.mistakes = checker ? checker.check(words) : [];
@@ -100,13 +114,14 @@ class Pane {
       const piece = words[i] || "";
       const close = data.tokens.kind !== "word" || data.tokens.marks.includes(piece)
         || piece === "\n" || before === "\n";
-      const wrong = this.told.has(i) && state.status[i] !== "noise";
+      const wrong = this.told.has(i) && status[i] !== "noise";
       blank.data = close ? "" : " ";
       word.textContent = piece === data.tokens.pad ? "\u00b7" : piece;
       word.hidden = !piece;
-      word.className = [wrong ? "wrong" : state.status[i], state.mark?.[i] ?? ""].join(" ").trim();
+      word.className = [wrong ? "wrong" : last ? "settled" : status[i], state.mark?.[i] ?? ""].join(" ").trim();
       before = piece;
     });
+    this.why.textContent = last ? this.mistakes.map((one) => one.message).join("; ") : "";
     if (pointed && pointed.pane === this) showTip(pointed);
     return this.mistakes;
   }
@@ -122,7 +137,9 @@ function rowsOf(state, place) {
   if (!state.p) return state.percent[place] < 0 ? [] : [[token, state.percent[place] / 100]];
   const p = state.p[place];
   const likely = [...p.keys()].sort((a, b) => p[b] - p[a]).slice(0, LIKELY);
-  return [...new Set([...likely, token])].map((other) => [other, p[other]]);
+  const shown = [...new Set([...likely, token])];
+  const rest = 1 - shown.reduce((sum, other) => sum + p[other], 0);
+  return [...shown.map((other) => [other, p[other]]), [null, Math.max(0, rest)]];
 }
 
 function showTip(word) {
@@ -131,11 +148,11 @@ function showTip(word) {
   const { state } = pane;
   const rows = state.p || state.percent ? rowsOf(state, place) : [];
   tip.replaceChildren();
-  const when = state.p ? "The network, before this step:" : "The network, when this was drawn:";
-  make(tip, "p", "", rows.length ? when : "Nothing is drawn here yet.");
+  const when = `What the network expected here, ${state.p ? "before this step" : "when this was drawn"}:`;
+  make(tip, "p", "", rows.length ? when : "No prediction yet.");
   for (const [token, p] of rows) {
     const row = make(tip, "div");
-    const piece = data.tokens.pieces[token];
+    const piece = token === null ? "all others" : data.tokens.pieces[token];
     make(row, "b", "", token === state.tokens[place] ? `\u25b8 ${piece}` : piece);
     make(row, "i").style.width = `${8 * p}em`;
     make(row, "span", "", `${(100 * p).toFixed(p < 0.1 ? 1 : 0)}%`);
@@ -172,8 +189,6 @@ document.addEventListener("keydown", (event) => {
 // ------------------------------------------------------------------------------------------------
 // recorded runs, on one clock: the seconds that the networks needed
 
-const titleOf = (run) => `${run.label}, ${run.steps.toLocaleString("en")} steps`;
-
 class Player {
   constructor(runs, panes) {
     this.runs = runs.map((run) => ({ ...run, states: statesOf(run) }));
@@ -203,16 +218,31 @@ class Player {
     return this.allAlike() ? few : this.position < 0.5 ? few / 2 : 0.5 / REST_SECONDS;
   }
 
+  // Of the networks, in a second of the viewer.
+  speed() {
+    const half = this.position < 0.5 ? this.slowEnd : this.end - this.slowEnd;
+    return this.rate() * (this.allAlike() ? this.end : 2 * half);
+  }
+
   draw() {
     const seconds = this.seconds();
     this.runs.forEach((run, i) => {
-      const after = run.seconds.findIndex((value) => value > seconds + 1e-9);
-      const step = after < 0 ? run.steps : after - 1;
+      const leader = this.runs.find((other) => other.steps === run.steps); // they move together
+      const stepAt = (time) => {
+        const after = leader.seconds.findIndex((value) => value > time + 1e-9);
+        return after < 0 ? run.steps : after - 1;
+      };
+      const step = stepAt(seconds);
+      const marked = stepAt(Math.max(0, seconds - HOLD * this.speed()));
+      const since = Math.max(0, Math.min(step - 1, marked));
       const pane = this.panes[i];
-      if (pane.state === run.states[step]) return;
-      pane.show(run.states[step], step === run.steps);
+      pane.time.style.width = `${100 * Math.min(seconds, run.seconds.at(-1)) / this.end}%`;
+      if (pane.state === run.states[step] && pane.since === since) return;
+      pane.since = since;
+      pane.show(run.states[step], step === run.steps, statusesSince(run.states, since, step));
       pane.counter.textContent = `step ${step.toLocaleString("en")}`;
-      pane.verdict.textContent = step < run.steps ? "" : run.verdict;
+      pane.verdict.textContent = step < run.steps ? ""
+        : `${run.seconds.at(-1).toFixed(2)} s, ${run.verdict}`;
     });
     if (this.onDraw) this.onDraw(seconds);
   }
@@ -242,12 +272,17 @@ class Player {
 function startRace() {
   const panes = data.runs.map((run) => {
     const pane = new Pane(element("race-panes"), run.noise.length);
-    pane.title.textContent = titleOf(run);
+    pane.title.textContent = run.title;
     return pane;
   });
   const player = new Player(data.runs, panes);
   player.onDraw = (seconds) => {
-    const told = `${seconds.toFixed(2)} s of the networks' time`;
+    const speed = player.speed();
+    const pace = speed > 1.5 ? `shown ${speed.toFixed(0)} times faster`
+      : speed < 0.7 ? `shown ${(1 / speed).toFixed(0)} times slower` : "shown as fast as it ran";
+    const over = player.position === 1;
+    const told = `${seconds.toFixed(2)} s of the networks, ${over ? "finished" : pace}`;
+    element("conclusion").textContent = over ? data.conclusion : "";
     element("slider").value = 1000 * player.position;
     element("slider").setAttribute("aria-valuetext", told);
     element("told").textContent = told;

@@ -21,7 +21,7 @@ from data import stories
 from data.stories import can_check
 from data.tokenizer import MARKS, PAD
 from flow import generate
-from show.run import LABELS
+from show.run import LABELS, conclusion, title
 
 FOLDER = Path(__file__).resolve().parent
 SCRIPTS = ["checker.js", "page.js", "world.js"]
@@ -41,15 +41,16 @@ def changes_of(run):
     return steps
 
 
-def run_data(run):
+def run_data(run, runs):
     return {
         "name": run.name,
         "label": LABELS[run.name],
+        "title": title(run, runs),
         "steps": run.steps,
         "seconds": [round(value, 4) for value in run.seconds],
         "noise": run.states[0].tolist(),
         "changes": changes_of(run),
-        "verdict": run.verdict(),
+        "verdict": ", ".join(filter(None, (run.verdict(), run.tally()))),
     }
 
 
@@ -131,7 +132,8 @@ def page_data(runs, tokenizer, command):
     return {
         "command": command,
         "tokens": pieces_of(tokenizer),
-        "runs": [run_data(run) for run in runs],
+        "runs": [run_data(run, runs) for run in runs],
+        "conclusion": conclusion(runs) if runs else "",
         "world": world_data(),
         "grammar": grammar_data() if can_check(tokenizer) else None,
     }

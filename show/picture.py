@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from show.race import NARROWEST, SMALLEST, Clock, picture
 
 COLOURS = {  # letters, background
-    "noise": ("#8a8a8a", None), "new": ("black", "#8fd3f4"), "changed": ("black", "#f5c04a"),
+    "noise": ("#6b6b6b", None), "new": ("black", "#8fd3f4"), "changed": ("black", "#f5c04a"),
     "settled": ("black", None), "wrong": ("white", "#c0392b"), "title": ("black", None),
 }
 LINES = 30  # of characters; three panes are 114 wide

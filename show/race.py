@@ -115,9 +115,9 @@ def pane(run, runs, clock, tokenizer, width):
 
 
 def fit(rows, width, height):
-    """So many rows; dots for those that have no room."""
+    """So many rows; how many more there are, if they have no room."""
     if len(rows) > height:
-        rows = [*rows[: height - 1], row_of("...", width)]
+        rows = [*rows[: height - 1], row_of(f"... {len(rows) - height + 1} more lines", width)]
     return rows + [row_of("", width)] * (height - len(rows))
 
 
@@ -127,7 +127,7 @@ def time_bars(runs, now, end, width, block="\u2588"):
     for run in longest_and_shortest(runs)[: len(runs)]:
         seconds = min(now, run.seconds[-1])
         told = run.verdict() if run.finished and seconds == run.seconds[-1] else ""
-        text = f"{title(run, runs):<24}{seconds:>6.2f} s  {told:<12}"
+        text = f"{title(run, runs)[:34]:<24}{seconds:>6.2f} s  {told:<12}"
         lines.append(text + block * max(1, int((width - len(text)) * seconds / end)))
     return lines
 
@@ -138,7 +138,7 @@ def picture(runs, clock, tokenizer, columns, lines, keys=("", "")):
     shown = runs[-max(1, (columns + 3) // (NARROWEST + 3)) :]
     width = (columns - 3 * (len(shown) - 1)) // len(shown)
     over = clock.finished()
-    first = clock.line().ljust(columns - len(keys[over])) + keys[over]
+    first = f"seed {runs[0].seed}: {clock.line()}".ljust(columns - len(keys[over])) + keys[over]
     bars = time_bars(runs, clock.now, clock.end(), columns)
     below = [[part for name, meaning in STATUSES.items()
               for part in ((meaning.split(":")[0], name), ("  ", "settled"))]]
@@ -199,11 +199,11 @@ class Clock:
         speed = self.speed()
         told = "shown as fast as it ran"
         if speed > 1.5:
-            told = f"shown {speed:.0f} times faster than it ran"
+            told = f"shown {speed:.0f} times faster"
         elif speed < 0.7:
-            told = f"shown {1 / speed:.0f} times slower than it ran"
+            told = f"shown {1 / speed:.0f} times slower"
         told = "finished" if self.finished() else "paused" if self.paused else told
-        return f"network's time {self.now:.2f} s, {told}"
+        return f"{self.now:.2f} s of the networks, {told}"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -293,10 +293,14 @@ def show_race(runners, run, count, tokenizer, pace, seed):
                 show = None
                 run(runners[live], seed, on_step)
                 show.until(show.clock.end())
+                key = ""
                 for _ in count(show.runs, seed):
                     show.draw()
-                    key_within(0)
+                    if (key := key_within(0)) in ("r", "s"):
+                        break
                 seed += 1
+                if key in ("r", "s"):
+                    continue
             elif key == "r":
                 show.clock = Clock(show.runs, pace)
                 show.until(show.clock.end())

@@ -45,6 +45,7 @@ class Run:
     p: np.ndarray  # (n, L): the posterior's probability of each token, before the step that drew it
     mistakes: list | None = None  # of a story (data/stories.py), None for another text
     right: tuple | None = None  # (right stories, stories), of those that are counted
+    seed: int = 1  # of the noise
 
     @property
     def steps(self):
@@ -69,8 +70,8 @@ class Run:
         """The right stories of those that are counted, and the 95% interval of their share."""
         if self.right is None:
             return ""
-        low, high = wilson(*self.right)
-        return f"{self.right[0]} of {self.right[1]} right, 95%: {low:.2f}-{high:.2f}"
+        (right, n), (low, high) = self.right, wilson(*self.right)
+        return f"{right} of {n} right ({right / n:.0%}; 95%: {low:.0%} to {high:.0%})"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -83,7 +84,7 @@ def record(name, model, tokenizer, steps, seed, on_step=lambda run: None):
     L, V, device = model.config.block_size, model.config.vocab_size, model.embedding.weight.device
     times, shape, logits = time_grid(steps), (steps + 1, L), None
     states, is_noise, p = np.zeros(shape, int), np.ones(shape, bool), np.zeros(shape, "float32")
-    run = Run(name, states, [0.0], is_noise, p[1:])
+    run = Run(name, states, [0.0], is_noise, p[1:], seed=seed)
 
     def noise():
         torch.manual_seed(seed)
@@ -164,7 +165,7 @@ def statuses(run, step, since=None):
 def title(run, runs):
     """"student, 4 steps". The teacher is hurried where it also takes more steps."""
     if run.name != "dfm":
-        return f"student, {plural(run.steps, 'step')}"
+        return f"{who(run, runs)}, {plural(run.steps, 'step')}"
     hurried = any(other.name == "dfm" and other.steps > run.steps for other in runs)
     return f"teacher, {'hurried to ' * hurried}{plural(run.steps, 'step')}"
 
@@ -177,18 +178,22 @@ def longest_and_shortest(runs):
 def conclusion(runs):
     """The race in a sentence."""
     slow, fast = longest_and_shortest(runs)
-    said = f"The {who(fast)} wrote {text_of(fast)} in {plural(fast.steps, 'step')}"
+    said = f"The {who(fast, runs)} wrote {text_of(fast)} in {plural(fast.steps, 'step')}"
     if slow.steps > fast.steps:
         times = slow.seconds[-1] / fast.seconds[-1]
-        said += f", {times:.0f} times faster than the {who(slow)} in {slow.steps:,}"
+        said += f", {times:.0f} times faster than the {who(slow, runs)} in {slow.steps:,}"
     for run in runs:
-        if who(run) != who(fast) and run.steps == fast.steps:
-            said += f"; in {plural(run.steps, 'step')} the {who(run)} wrote {text_of(run)}"
+        if run.name != fast.name and run.steps == fast.steps:
+            said += f"; in {plural(run.steps, 'step')} the {who(run, runs)} wrote {text_of(run)}"
     return f"{said}."
 
 
-def who(run):
-    return "teacher" if run.name == "dfm" else "student"
+def who(run, runs):
+    """"teacher" or "student", with the name of its method where there are two kinds of students."""
+    if run.name == "dfm":
+        return "teacher"
+    two = len({other.name for other in runs} - {"dfm"}) > 1
+    return f"student ({LABELS[run.name]})" if two else "student"
 
 
 def text_of(run):

@@ -30,7 +30,7 @@ function drawWorld() {
   element("world-step-told").textContent = `${step} of ${states.length - 1}`;
   const keys = [(text) => text[0], (text) => text[1], (text) => text];
   const [first, second, pair] = keys.map((key) => variation(states[step], key));
-  element("world-told").textContent = "Total variation from what it should be: first letter "
+  element("world-told").textContent = "Share that is wrong (total variation): first letter "
     + `${first}, second letter ${second}, the pair ${pair}.`;
 }
 

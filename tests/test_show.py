@@ -207,11 +207,14 @@ def test_the_checker_of_the_page_is_the_checker():
 
 
 IN_BROWSER = """<pre id="report"></pre><iframe></iframe><script>
+const errors = [];
+addEventListener("error", ({message}) => errors.push(message));
 const unfinished = document.querySelector("iframe").contentDocument;
 unfinished.open(); // --dump-dom waits until it is closed
 addEventListener("DOMContentLoaded", async () => {
   const seen = Array.from({length: 9}, (_, step) => race.panes.map((pane, i) => {
-    pane.show(race.runs[i].states[step], step === 8);
+    const {states} = race.runs[i];
+    pane.show(states[step], step === 8, statusesSince(states, Math.max(0, step - 2), step));
     const words = pane.cells.filter(({word}) => !word.hidden);
     return [words.map(({blank, word}) => blank.data + word.textContent).join(""),
       words.map(({word}) => word.className)];
@@ -220,8 +223,11 @@ addEventListener("DOMContentLoaded", async () => {
   panes[1].cells[5].word.click();
   while (!paused) await pause(50);
   panes[1].cells[0].word.focus();
-  element("report").textContent = JSON.stringify([seen, location.hash,
-    panes.map((pane) => [pane.counter.textContent, wordsOf(pane.state.tokens)[0]])]);
+  const counted = panes.map((pane) => [told(pane).split(",")[0], wordsOf(pane.state.tokens)[0]]);
+  const address = location.hash;
+  element("steps").value = 7;
+  element("steps").dispatchEvent(new Event("input"));
+  element("report").textContent = JSON.stringify([seen, address, counted, settings.steps, errors]);
   unfinished.close();
 });</script><main>"""
 
@@ -238,14 +244,18 @@ def test_the_page_in_a_browser(tmp_path):
     command = f"{browser} --headless --no-sandbox --dump-dom {page.as_uri()}#steps=2&prompt=Mia"
     dom = subprocess.run(command.split(), capture_output=True, text=True, timeout=120).stdout
     report = re.search(r"<pre id=\"report\">(.+?)</pre>", dom, re.S)[1]
-    seen, address, live = json.loads(html.unescape(report))
+    seen, address, live, steps, errors = json.loads(html.unescape(report))
+    assert steps == 7 and errors == []
     for step in range(9):
         for run, (text, classes) in zip(runs, seen[step]):
             pieces = TOKENIZER.pieces(run.states[step].tolist())
             assert text == "".join(pieces).replace("[pad]", "·")
-            assert classes == statuses(run, step)[: len(classes)]
+            marks = statuses(run, step, max(0, step - 2))[: len(classes)]
+            if step == 8:  # in a finished text only what is wrong is marked
+                marks = ["wrong" if mark == "wrong" else "settled" for mark in marks]
+            assert classes == marks
     assert live == [["right: 0 of 2", "Mia"]] * 2 and "steps=2&seed=2&prompt=Mia&" in address
-    assert "The network, before this step" in dom
+    assert "What the network expected here, before this step" in dom
 
 
 def sample(words, patch, capsys):
@@ -309,4 +319,4 @@ def test_the_race_on_a_terminal(tmp_path):
     assert os.waitpid(process, 0)[1] == 0
     assert "space pause" in written and "\033[1;30;46m" in written
     assert written.rindex("\033[?1049l") > written.rindex("\033[?1049h")
-    assert "teacher in 40." in written
+    assert "teacher in 40." in written and "seed 1: " in written
