@@ -87,8 +87,9 @@ def dfm_loss(model, x_1, largest_weight=math.inf):
 
 def cumulative_scalar(t, h):
     """g(t, h) (B,): the rate averaged over the step from t to t + h, both (B,). At t + h = 1 it is
-    infinite; there 1 - kappa is held at 1e-8."""
-    return torch.log((1 - kappa(t)) / (1 - kappa(t + h)).clamp(min=1e-8)) / h
+    infinite; there 1 - kappa is held at 1e-8. In float64: near 1 it has few digits in float32."""
+    before, after = ((1 - kappa(time)).clamp(min=1e-8) for time in (t.double(), t.double() + h))
+    return (torch.log(before / after) / h).to(h.dtype)
 
 
 def draw(p):

@@ -3,6 +3,7 @@
     python plot.py     OUT/eval.json -> OUT/curve.png, of stories OUT/stories.png, and where there
                        are several temperatures OUT/frontier.png; each as SVG, too.
                        OUT/ladder.json (experiments/ladder.py) -> OUT/ladder.png
+                       OUT/*.csv -> OUT/training.png, also while train.py runs
 
 Curve     perplexity and entropy against the number of steps.
 Stories   right stories against the number of steps, and what is wrong with the others.
@@ -16,6 +17,8 @@ Error bars are one standard error over texts; of right stories, 95% intervals. B
 from config.command import stop  # before torch
 
 import argparse
+import csv
+import glob
 import json
 import os
 
@@ -192,6 +195,25 @@ def draw_frontier(report):
     return figure
 
 
+def draw_training(paths):
+    """The losses that train.py writes to OUT/STAGE.csv, and on held-out text as points."""
+    figure, axis = plt.subplots(figsize=(11, 5.4), layout="constrained")
+    for path in paths:
+        with open(path) as file:
+            rows = [row for row in csv.DictReader(file) if row["iteration"]]
+        held_out = [row for row in rows if row["validation_loss"]]
+        for some, column, style in ((rows, "loss", "-"), (held_out, "validation_loss", "o")):
+            x, y = ([float(row[name]) for row in some] for name in ("iteration", column))
+            stage = os.path.basename(path).removesuffix(".csv")
+            axis.plot(x, y, style, color=COLOURS.get(stage, GREY), label=f"{stage}, {column}")
+    axis.set_xlabel("iteration")
+    axis.set_ylabel("loss, nats a token")
+    axis.legend(frameon=False)
+    axis.grid(alpha=0.25)
+    axis.set_title("The losses of two networks are not comparable", loc="left")
+    return figure
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -199,11 +221,12 @@ def main():
     parser.add_argument("--out", default="out", help="folder of eval.json (default: out)")
     out = parser.parse_args().out
     path, ladder = os.path.join(out, "eval.json"), os.path.join(out, "ladder.json")
-    report = {"real": {}, "rows": []}  # of the ladder alone
+    logs = sorted(glob.glob(os.path.join(out, "*.csv")))
+    report = {"real": {}, "rows": []}  # of the ladder or a training alone
     if os.path.exists(path):
         with open(path) as file:
             report = json.load(file)
-    elif not os.path.exists(ladder):
+    elif not os.path.exists(ladder) and not logs:
         stop(f"there is no {path}: make it with `python eval.py` and the same --out")
     for name in {row["model"] for row in report["rows"]} - set(LABELS):  # one's own
         LABELS[name], COLOURS[name], MARKERS[name] = name, GREY, "x"
@@ -218,6 +241,8 @@ def main():
     if os.path.exists(ladder):
         with open(ladder) as file:
             figures["ladder"] = draw_ladder(json.load(file), report)
+    if logs:
+        figures["training"] = draw_training(logs)
     for name, figure in figures.items():
         figure.savefig(os.path.join(out, f"{name}.svg"))
         figure.savefig(os.path.join(out, f"{name}.png"), dpi=150)

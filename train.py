@@ -8,8 +8,10 @@
 
 Every name under "settings" can be given as --name=value, and a file of such assignments as well.
 Without a file it is config/stories.py: about 20 minutes on 2 CPU cores for all three. Ctrl-C saves
-and ends; --resume goes on after that, or after any other interruption. Before: distill.py. Read
-next: sample.py.
+and ends; --resume goes on after that, or after any other interruption, and with more --iterations
+after the end (the learning rate is then that of the longer run). --init_from=FILE starts from the
+weights of another network, also on another text of the same tokens. Before: distill.py. Read next:
+sample.py.
 """
 
 from config.command import autocast, named, pick_device, read_settings, stop  # before torch
@@ -40,15 +42,17 @@ from sample import load_checkpoint, network_of, printable
 
 def make_optimizers(model, weight_decay):
     """Muon (Jordan et al. 2024) for the matrices of attention and MLP: its every update is made
-    orthogonal, so that rare directions count as much as frequent ones. AdamW for the rest."""
-    inner = [p for block in model.blocks for part in (block.attention, block.mlp)
+    orthogonal, so that rare directions count as much as frequent ones. AdamW for the rest, and for
+    all weights of a network of yours that has no such blocks."""
+    inner = [p for block in getattr(model, "blocks", []) for part in (block.attention, block.mlp)
              for p in part.parameters() if p.ndim == 2]
     inner_ids = {id(p) for p in inner}
     rest = [p for p in model.parameters() if id(p) not in inner_ids]
-    return [
-        torch.optim.Muon(inner, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
-    ]
+    optimizers = [torch.optim.AdamW(rest, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
+    if inner:
+        optimizers.insert(0, torch.optim.Muon(
+            inner, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
 
 
 def schedule(iteration, iterations, warmup):
@@ -65,6 +69,7 @@ data = "stories"  # a folder in data/, made by data/prepare.py
 out = "out"  # folder of the checkpoints
 # network; the student has that of the DFM
 architecture = "model.Transformer"  # a class, saved with it
+init_from = ""  # a checkpoint whose weights it starts from; of fsdfm by default OUT/dfm.pt
 block_size = 128  # L, tokens of a text
 n_layer = 4
 n_head = 4
@@ -120,10 +125,10 @@ if min(len(part) for part in tokens.values()) < block_size or 1 < stride < block
 tokenizer = Tokenizer(meta["tokenizer"])  # now: one that cannot be downloaded stops the run here
 
 
-def batch(split):
-    """Random texts of a split, "train" or "val": (B, L) int64."""
+def batch(split, size):
+    """Random texts of a split, "train" or "val": (size, L) int64."""
     count = (len(tokens[split]) - block_size) // stride + 1
-    starts = torch.randint(count, (batch_size,)) * stride
+    starts = torch.randint(count, (size,)) * stride
     rows = np.stack([tokens[split][i : i + block_size] for i in starts.tolist()])
     x_1 = torch.from_numpy(rows.astype(np.int64))
     return x_1.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x_1
@@ -145,17 +150,25 @@ torch.manual_seed(seed)
 path, checkpoint = f"{out}/{stage}.pt", None
 if resume and os.path.exists(path):
     checkpoint = load_fitting(path)
+    if checkpoint["settings"]["data"] != data:
+        stop(f"{path} was trained on data/{checkpoint['settings']['data']}: to go on with another "
+             f"text, --init_from={path} and another --out")
     model = network_of(checkpoint, weights="model")
     if checkpoint["iteration"] >= iterations:
         print(f"{path} is finished ({checkpoint['iteration']} iterations)")
         sys.exit(0)
 elif os.path.exists(path) and not overwrite:
     stop(f"{path} exists: --resume goes on with it, --overwrite starts again")
-elif stage == "fsdfm":
-    dfm = load_fitting(f"{out}/dfm.pt")
-    if dfm["iteration"] < dfm["settings"]["iterations"]:
-        stop(f"{out}/dfm.pt is not finished: go on with `train.py dfm --resume`")
-    model = student_from(network_of(dfm))
+elif init_from or stage == "fsdfm":
+    source = init_from or f"{out}/dfm.pt"
+    first = load_fitting(source)
+    if first["iteration"] < first["settings"]["iterations"]:
+        stop(f"{source} is not finished: go on with `train.py {first['stage']} --resume`")
+    model = network_of(first)
+    if (first["stage"], stage) == ("dfm", "fsdfm"):
+        model = student_from(model)
+    elif first["stage"] != stage:
+        stop(f"{source} is a {first['stage']}, from which no {stage} can start")
 else:
     model = named(architecture, "model.Transformer")(Config(
         meta["vocab_size"], block_size, n_layer, n_head, dim, cond_dim, dropout,
@@ -208,12 +221,12 @@ if world > 1:
 
 @torch.no_grad()
 def validate():
-    """This stage's loss on the same four batches of held-out text every time, and a text that the
-    network writes: (nats, str)."""
+    """This stage's loss on the same 64 held-out texts every time, whatever batch_size is, and a
+    text that the network writes: (nats, str)."""
     torch.manual_seed(0)
     best = teacher or model.eval()  # the EMA of a student: its KL is that to its own half steps
     with amp:
-        nats = torch.stack([loss_of(best, best, batch("val")) for _ in range(4)]).mean().item()
+        nats = torch.stack([loss_of(best, best, batch("val", 16)) for _ in range(4)]).mean().item()
         text = ""
         if stage != "judge":
             x_0 = torch.randint(model.config.vocab_size, (1, block_size), device=device)
@@ -237,15 +250,19 @@ def save(iteration, seconds):
     os.replace(f"{path}.new", path)
 
 
+# the loss is the mean since the row before
+COLUMNS = ["iteration", "loss", "seconds", "learning_rate", "gradient_norm", "validation_loss"]
+
+
 def open_log():
-    """OUT/STAGE.csv, whose rows up to the iteration that is resumed are kept."""
+    """OUT/STAGE.csv, whose rows up to the iteration that is resumed are kept. plot.py draws it."""
     os.makedirs(out, exist_ok=True)
     name, rows = f"{out}/{stage}.csv", []
     if start and os.path.exists(name):
         before = list(csv.reader(open(name, newline="")))[1:]
         rows = [row for row in before if row and int(row[0]) <= start]
     log = open(name, "w", buffering=1, newline="")
-    csv.writer(log).writerows([["iteration", "loss", "seconds", "validation_loss"], *rows])
+    csv.writer(log).writerows([COLUMNS, *rows])
     return csv.writer(log)
 
 
@@ -272,23 +289,23 @@ if rank == 0:
 bar = tqdm(range(start, iterations), f"training {stage}", iterations, initial=start,
            disable=rank > 0)
 began = time.perf_counter() - seconds
+total_loss, logged = torch.zeros((), device=device), start
 for iteration in bar:
+    rate = learning_rate * schedule(iteration, iterations, warmup)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * schedule(iteration, iterations, warmup)
-
-    mean_loss = torch.zeros((), device=device)
+            group["lr"] = rate
     for i in range(accumulation):
         # a seed for every forward pass: a resumed run sees what an undisturbed one would have seen,
         # and N processes what one would have (on CUDA with --compile=False)
         torch.manual_seed((seed * 1_000_003 + iteration) * 1000 + rank * accumulation + i)
         if world > 1:  # gradients are exchanged once an iteration
             network.require_backward_grad_sync = i == accumulation - 1
-        x_1 = batch("train")
+        x_1 = batch("train", batch_size)
         with amp:
             loss = training_loss(network, teacher, x_1) / accumulation
         scaler.scale(loss).backward()
-        mean_loss += loss.detach()
+        total_loss += loss.detach()
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
@@ -305,7 +322,9 @@ for iteration in bar:
     validates = done % validate_every == 0 or done == iterations
     if rank == 0 and (done % 10 == 0 or validates):
         seconds = time.perf_counter() - began
-        row = [done, mean_loss.item(), round(seconds, 2)]
+        row = [done, total_loss.item() / (done - logged), round(seconds, 2), rate, norm.item()]
+        total_loss.zero_()
+        logged = done
         bar.set_postfix(loss=f"{row[1]:.3f}")
         if validates:
             nats, text = validate()

@@ -109,7 +109,7 @@ def train_once(stage, arguments, out):
 def step(run, loss_of, amp):
     """One iteration, as in the loop of train.py."""
     with amp:
-        loss = loss_of(run.model, run.teacher, run.batch("train"))
+        loss = loss_of(run.model, run.teacher, run.batch("train", run.batch_size))
     run.scaler.scale(loss).backward()
     for optimizer in run.optimizers:
         run.scaler.unscale_(optimizer)

@@ -28,9 +28,6 @@ from data.tokens import held_out, load_tokens
 from model import next_token_nll
 from sample import AT_A_TIME, fill, find_network, load_model
 
-# ------------------------------------------------------------------------------------------------
-# infilling
-
 
 def mean(values, digits=3):
     """(N,) -> mean ± standard error, as text."""
@@ -92,10 +89,6 @@ def report(networks, judge, x_1, tokenizer, arguments):
                 filled = infill(network, x_1, given, steps)
                 cells = measures(filled, judge, x_1, given, tokenizer)
                 print(f"| {pattern} | {name} | {steps} | {cells} |", flush=True)
-
-
-# ------------------------------------------------------------------------------------------------
-# the command
 
 
 def main():

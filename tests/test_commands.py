@@ -117,9 +117,10 @@ def test_eval_and_plot(tmp_path):
     ladder = json.loads((tmp_path / "ladder.json").read_text())
     assert [row["steps"] for row in ladder] == [4, 8] * 4  # no dmd.pt there: no such rung
     assert ladder[-1]["right"] == right["fsdfm", 8, 1]  # the same stories
+    (tmp_path / "dfm.csv").write_text("iteration,loss,validation_loss\n10,2,\n20,1,1.5\n")
     done = run("plot.py", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
-    for name in ("curve", "stories", "frontier", "ladder"):
+    for name in ("curve", "stories", "frontier", "ladder", "training"):
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert b"<svg" in (tmp_path / f"{name}.svg").read_bytes()
 

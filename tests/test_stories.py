@@ -181,11 +181,6 @@ def test_one_change_makes_a_story_wrong():
     assert wrong > 290
 
 
-def test_align_is_the_longest_common_subsequence():
-    pairs = align([{"a"}, {"x"}, {"b", "c"}, {"c"}, set()], ["a", "b", "c", "d"])
-    assert pairs == ((0, 0), (2, 1), (3, 2))
-
-
 # ------------------------------------------------------------------------------------------------
 # probability and variety
 

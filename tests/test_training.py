@@ -86,7 +86,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
                "--iterations=100000"]
     process = subprocess.Popen(command, cwd=ROOT, env=ENV, stdout=subprocess.PIPE, text=True,
                                stderr=subprocess.DEVNULL)
-    while not (tmp_path / "dfm.csv").exists() or len((tmp_path / "dfm.csv").read_text()) < 60:
+    while not (tmp_path / "dfm.csv").exists() or len((tmp_path / "dfm.csv").read_text()) < 120:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=60)
@@ -143,6 +143,7 @@ def test_what_train_refuses(out, tmp_path):
         (["dfm", "--device=cuda"], "no cuda"),
         (["fsdfm", f"--out={tmp_path}"], "python train.py dfm"),
         (["dfm", "--block_size=4096", f"--out={tmp_path}"], "block_size 4096"),
+        (["dfm", f"--init_from={out}/judge.pt", f"--out={tmp_path}"], "no dfm can start"),
     ]
     for arguments, message in cases:
         done = run("train.py", *arguments)
@@ -156,11 +157,12 @@ def test_a_student_needs_a_finished_dfm(out, tmp_path):
     checkpoint = torch.load(out / "dfm.pt", weights_only=True)
     torch.save(checkpoint | {"iteration": 3}, tmp_path / "dfm.pt")
     done = train("fsdfm", tmp_path)
-    assert done.returncode == 2
-    assert "is not finished" in done.stderr
+    assert done.returncode == 2 and "is not finished" in done.stderr
+    torch.save(checkpoint | {"settings": {"data": "other"}}, tmp_path / "dfm.pt")
+    assert "was trained on data/other" in train("dfm", tmp_path, "--resume").stderr
 
 
-def test_a_finished_run_says_so(out):
-    done = train("dfm", out, "--resume")
-    assert done.returncode == 0
-    assert "is finished" in done.stdout
+def test_a_finished_run_says_so_and_others_start_from_it(out, tmp_path):
+    assert "is finished" in train("dfm", out, "--resume").stdout
+    train("dfm", tmp_path, f"--init_from={out}/dfm.pt", "--learning_rate=0.0")
+    assert same(*(trained(folder / "dfm.pt")["model"] for folder in (out, tmp_path)))
