@@ -20,11 +20,11 @@ and of any text:
     entropy     Shannon entropy of a text's own histogram of tokens, in bits, averaged over texts
 
 Perplexity alone is worth nothing: a lower temperature lowers it, and so does one word repeated.
-Read it with the entropy beside it, and both beside those of real text. It is that of the tokens as
-they were drawn: of the same text, tokenised again, it is 7 to 8% higher (pydocs). The padding of
-stories counts in neither. ± is one standard error over texts. Results: a table, and OUT/eval.json.
-Source: FS-DFM (arXiv 2509.20624), whose judge is GPT-2 Large (extras/gpt2.py); ours is that of
-`train.py judge`. Read next: plot.py.
+Read it with the entropy beside it, and both beside those of real text. The perplexity is that of
+the tokens as drawn: of the same text, tokenised again, it is 7 to 8% higher (pydocs). The padding
+of stories counts in neither. ± is one standard error over texts. Results: a table, and
+OUT/eval.json. Source: FS-DFM (arXiv 2509.20624), whose judge is GPT-2 Large (extras/gpt2.py); ours
+is that of `train.py judge`. Read next: plot.py.
 """
 
 from config.command import autocast, named, pick_device, stop  # before torch

@@ -6,9 +6,8 @@
     velocity   u(y | x) = kappa'(t) / (1 - kappa(t)) * (p(y) - [y = x]): the rate of jumps to y
 
 The sampler starts from noise at t = 0 and takes steps from t to t + h until t = 1. The rate r grows
-without bound as t -> 1: with its value at t, P(jump) = 1 - exp(-h r (1 - p(x_t))) as in Meta's
-library, too few tokens move in a large step. FS-DFM's own idea is the cumulative scalar, the rate
-averaged over the step:
+without bound as t -> 1: with its value at t, as in 1 - exp(-h r), too few tokens move in a large
+step. FS-DFM's own idea is the cumulative scalar, the rate averaged over the step:
 
     g(t, h) = (1/h) * integral_t^{t+h} kappa'(s) / (1 - kappa(s)) ds = ln(1/S) / h
     P(jump) = 1 - exp(-h g (1 - p(x_t))) = 1 - S ** (1 - p(x_t))

@@ -205,12 +205,13 @@ def draw_training(paths):
         for some, column, style in ((rows, "loss", "-"), (held_out, "validation_loss", "o")):
             x, y = ([float(row[name]) for row in some] for name in ("iteration", column))
             stage = os.path.basename(path).removesuffix(".csv")
-            axis.plot(x, y, style, color=COLOURS.get(stage, GREY), label=f"{stage}, {column}")
+            label = f"{LABELS.get(stage, stage)}, {column.replace('_', ' ')}"
+            axis.plot(x, y, style, color=COLOURS.get(stage, GREY), label=label)
     axis.set_xlabel("iteration")
     axis.set_ylabel("loss, nats a token")
     axis.legend(frameon=False)
     axis.grid(alpha=0.25)
-    axis.set_title("The losses of two networks are not comparable", loc="left")
+    axis.set_title("Losses of different networks cannot be compared", loc="left")
     return figure
 
 

@@ -152,7 +152,7 @@ if resume and os.path.exists(path):
     checkpoint = load_fitting(path)
     if checkpoint["settings"]["data"] != data:
         stop(f"{path} was trained on data/{checkpoint['settings']['data']}: to go on with another "
-             f"text, --init_from={path} and another --out")
+             f"text once it is finished, --init_from={path} and another --out")
     model = network_of(checkpoint, weights="model")
     if checkpoint["iteration"] >= iterations:
         print(f"{path} is finished ({checkpoint['iteration']} iterations)")
@@ -224,9 +224,9 @@ def validate():
     """This stage's loss on the same 64 held-out texts every time, whatever batch_size is, and a
     text that the network writes: (nats, str)."""
     torch.manual_seed(0)
-    best = teacher or model.eval()  # the EMA of a student: its KL is that to its own half steps
+    best = teacher or model.eval()  # of a student the EMA, which is its own teacher here
     with amp:
-        nats = torch.stack([loss_of(best, best, batch("val", 16)) for _ in range(4)]).mean().item()
+        nats = torch.stack([loss_of(best, best, batch("val", 4)) for _ in range(16)]).mean().item()
         text = ""
         if stage != "judge":
             x_0 = torch.randint(model.config.vocab_size, (1, block_size), device=device)

@@ -71,6 +71,7 @@ def read_settings(settings, stages, default):
     is no such stage, file or setting, or if a value is of another type.
     """
     arguments = sys.argv[1:]
+    # capitals are constants
     known = [name for name, value in settings.items()
              if isinstance(value, (bool, int, float, str)) and re.match("(?!stage$)[a-z]", name)]
     if {"-h", "--help"} & set(arguments):

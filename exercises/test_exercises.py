@@ -190,8 +190,8 @@ def mixed(texts, others, share):
 
 
 def true_texts(n):
-    """(n, 12): tokens 0 and 1 mostly agree, and all others are independent. So many that of whole
-    texts hardly two are alike."""
+    """(n, 12): tokens 0 and 1 mostly agree, and all others are independent. So many
+    tokens that hardly two whole texts are alike."""
     likely = torch.tensor([0.4, 0.3, 0.2, 0.1])
     tokens = [likely.multinomial(n, True) for _ in range(4)] + [*torch.randint(4, (8, n))]
     return torch.stack([tokens[0], mixed(tokens[0], tokens[1], 0.4), *tokens[2:]], 1)

@@ -1,4 +1,4 @@
-"""How well is a text completed of which half is given? A measurement beside the curve of eval.py.
+"""How well is a text completed when a part of it is given? A measurement beside eval.py.
 
     python experiments/infilling.py --models dfm fsdfm dmd
 

@@ -30,7 +30,7 @@ from flow import generate
 from sample import find_network, load_model
 
 RUNGS = [  # what it is, where its code stands, network, sampler
-    ("DFM: rate at t, uniform steps", "samplers.euler", "dfm",
+    ("DFM: rate at t, uniform steps", "samplers.euler_step", "dfm",
      partial(generate, power=1.0, step=euler_step)),
     ("+ scalar and forced move", "flow.jump", "dfm", uniform_grid),
     ("+ steps that shrink", "flow.time_grid", "dfm", generate),

@@ -99,13 +99,13 @@ def main():
         found = {stage: next(name for name in names if name in published)
                  for stage, names in NETWORKS.items() if published.keys() & set(names)}
     except Exception as error:  # a damaged file makes torch raise anything
-        stop(f"{arguments.file} is no file of torch.save ({type(error).__name__})")
+        stop(f"{arguments.file} has no networks ({type(error).__name__})")
     if not found:
         stop(f"{arguments.file} has none of the published networks")
+    if any((arguments.out / f"{stage}.pt").exists() for stage in found):
+        stop(f"{arguments.out} has networks already: name another folder")
     arguments.out.mkdir(parents=True, exist_ok=True)
     for stage, name in found.items():
-        if (arguments.out / f"{stage}.pt").exists():
-            stop(f"{arguments.out}/{stage}.pt exists: name another folder")
         checkpoint = convert(published, name, arguments.n_head, arguments.vocab_size)
         path = arguments.out / f"{stage}.pt"
         torch.save(checkpoint, f"{path}.new")

@@ -61,7 +61,7 @@ def parse_runner(text):
 
 
 def default_runners(out):
-    """The contrast that is seen best. FS-DFM in its place is right where the teacher in as many
+    """The contrast that is seen best. FS-DFM as the student is right where the teacher in as many
     steps is wrong with 27 of 100 seeds, and the reverse with 10."""
     student = "dmd" if os.path.exists(find_network(out, "dmd")) else "fsdfm"
     return ["dfm:1024", "dfm:4", f"{student}:4"]

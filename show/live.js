@@ -104,6 +104,7 @@ function show(pane, state, now) {
     token >= 0 ? "given" : now.planted && now.planted.place === i ? "planted" : ""
   ));
   const last = state.step === now.steps;
+  pane.time.style.width = 0; // that of the recorded run
   const mistakes = pane.show(state, last);
   if (last && !now.planted) {
     pane.texts += 1;
@@ -201,7 +202,7 @@ const GUIDE = [
   [4, "Point at a word: the network gives every word of its vocabulary a probability to stand "
     + "there. Where several are likely, words that are drawn at once do not agree."],
   [8, "Click a word of a finished story to plant a wrong one. The network goes on from t = 0.5 and "
-    + "takes it back in nine of ten cases. A model that fills in blanks (a mask model) cannot "
+    + "mostly takes it back. A model that fills in blanks (a mask model) cannot "
     + "change a word once it is written."],
   [4, "Why it is so, below: a world of 16 texts where every number is exact. Move its slider, then "
     + "choose 8 steps."],
@@ -232,7 +233,8 @@ async function start() {
   element("prompt").placeholder = checker ? "Mia had a" : "";
   guide();
   const labels = Object.fromEntries(data.runs.map((run) => [run.name, run.label]));
-  element("who").textContent = `Teacher: the DFM. Student: a copy of it, trained by ${labels[data.live[1]] ?? data.live[1]}.`;
+  const method = labels[data.live[1]] ?? data.live[1];
+  element("who").textContent = `Teacher: the DFM. Student: a copy of it, trained by ${method}.`;
   readAddress();
   setPaused(still);
   for (const id of FIELDS.slice(1)) element(id).onchange = () => change();

@@ -86,7 +86,7 @@ class Pane {
     this.time = make(box, "i", "time"); // a bar: the seconds of the network
     this.verdict = make(box, "p", "verdict small");
     const text = make(box, "div", "text");
-    this.why = make(box, "p", "small");
+    this.why = make(box, "p", "why small");
     this.cells = Array.from({ length: L }, (_, i) => {
       const blank = text.appendChild(document.createTextNode(""));
       const word = make(text, "span");
@@ -118,7 +118,8 @@ class Pane {
       blank.data = close ? "" : " ";
       word.textContent = piece === data.tokens.pad ? "\u00b7" : piece;
       word.hidden = !piece;
-      word.className = [wrong ? "wrong" : last ? "settled" : status[i], state.mark?.[i] ?? ""].join(" ").trim();
+      const shown = wrong ? "wrong" : last ? "settled" : status[i];
+      word.className = [shown, state.mark?.[i] ?? ""].join(" ").trim();
       before = piece;
     });
     this.why.textContent = last ? this.mistakes.map((one) => one.message).join("; ") : "";
@@ -148,8 +149,9 @@ function showTip(word) {
   const { state } = pane;
   const rows = state.p || state.percent ? rowsOf(state, place) : [];
   tip.replaceChildren();
-  const when = `What the network expected here, ${state.p ? "before this step" : "when this was drawn"}:`;
-  make(tip, "p", "", rows.length ? when : "No prediction yet.");
+  const when = state.p ? "before this step" : "when this was drawn";
+  const expected = `What the network expected here, ${when}:`;
+  make(tip, "p", "", rows.length ? expected : "No prediction yet.");
   for (const [token, p] of rows) {
     const row = make(tip, "div");
     const piece = token === null ? "all others" : data.tokens.pieces[token];
@@ -242,7 +244,7 @@ class Player {
       pane.show(run.states[step], step === run.steps, statusesSince(run.states, since, step));
       pane.counter.textContent = `step ${step.toLocaleString("en")}`;
       pane.verdict.textContent = step < run.steps ? ""
-        : `${run.seconds.at(-1).toFixed(2)} s, ${run.verdict}`;
+        : [`${run.seconds.at(-1).toFixed(2)} s`, run.verdict].filter(Boolean).join(", ");
     });
     if (this.onDraw) this.onDraw(seconds);
   }

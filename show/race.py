@@ -127,7 +127,7 @@ def time_bars(runs, now, end, width, block="\u2588"):
     for run in longest_and_shortest(runs)[: len(runs)]:
         seconds = min(now, run.seconds[-1])
         told = run.verdict() if run.finished and seconds == run.seconds[-1] else ""
-        text = f"{title(run, runs)[:34]:<24}{seconds:>6.2f} s  {told:<12}"
+        text = f"{title(run, runs):<24}{seconds:>6.2f} s  {told:<12}"
         lines.append(text + block * max(1, int((width - len(text)) * seconds / end)))
     return lines
 
@@ -278,7 +278,7 @@ def show_race(runners, run, count, tokenizer, pace, seed):
     """Shows the race until the viewer quits. run(runner, seed, on_step) -> Run, and count(runs,
     seed) counts right stories. Returns the runs that are finished."""
     live = max(range(len(runners)), key=lambda i: runners[i][1])
-    show, key, others = None, "s", []
+    show, key, others, tally = None, "s", [], ()
 
     def on_step(running):  # a long run is shown while it runs, a short one afterwards
         nonlocal show
@@ -292,20 +292,18 @@ def show_race(runners, run, count, tokenizer, pace, seed):
                 others = [run(runner, seed) for runner in runners[:live] + runners[live + 1 :]]
                 show = None
                 run(runners[live], seed, on_step)
-                show.until(show.clock.end())
-                key = ""
-                for _ in count(show.runs, seed):
-                    show.draw()
-                    if (key := key_within(0)) in ("r", "s"):
-                        break
+                tally = count(show.runs, seed)
                 seed += 1
-                if key in ("r", "s"):
-                    continue
             elif key == "r":
                 show.clock = Clock(show.runs, pace)
-                show.until(show.clock.end())
-            show.draw()
-            key = key_within(1)
+            show.until(show.clock.end())
+            for _ in tally:  # it goes on after a replay
+                show.draw()
+                if (key := key_within(0)) in ("r", "s"):
+                    break
+            else:
+                show.draw()
+                key = key_within(1)
     return [run for run in (show.runs if show else others) if run.finished]
 
 

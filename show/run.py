@@ -81,7 +81,7 @@ class Run:
 @torch.no_grad()
 def record(name, model, tokenizer, steps, seed, on_step=lambda run: None):
     """The Run of one text. on_step(run) is called after each step, with what is done by then."""
-    L, V, device = model.config.block_size, model.config.vocab_size, model.embedding.weight.device
+    L, V, device = model.config.block_size, model.config.vocab_size, next(model.parameters()).device
     times, shape, logits = time_grid(steps), (steps + 1, L), None
     states, is_noise, p = np.zeros(shape, int), np.ones(shape, bool), np.zeros(shape, "float32")
     run = Run(name, states, [0.0], is_noise, p[1:], seed=seed)
@@ -122,7 +122,7 @@ def record(name, model, tokenizer, steps, seed, on_step=lambda run: None):
 def likelier_noise(p, t, vocab_size):
     """Which tokens, drawn with probabilities p, are noise rather than text, by Bayes' rule: where
     renoise draws noise afresh, that it changed does not tell. (A jump leaves it where it is.)"""
-    k = kappa(t)
+    k = kappa(torch.tensor(t)).item()
     return k * p < (1 - k) / vocab_size
 
 
@@ -136,7 +136,7 @@ def count_right(runs, networks, tokenizer, seed):
             model = networks[run.name]
             torch.manual_seed(seed * TEXTS + first)
             template = torch.full((AT_A_TIME, model.config.block_size), -1)
-            x = fill(model, template.to(model.embedding.weight.device), run.steps)
+            x = fill(model, template.to(next(model.parameters()).device), run.steps)
             right, n = run.right or (0, 0)
             right += sum(not parse(tokenizer.decode(ids)).mistakes for ids in x.tolist())
             run.right = right, n + AT_A_TIME
@@ -189,11 +189,11 @@ def conclusion(runs):
 
 
 def who(run, runs):
-    """"teacher" or "student", with the name of its method where there are two kinds of students."""
+    """"teacher" or "student", with the network's name where there are two kinds of students."""
     if run.name == "dfm":
         return "teacher"
     two = len({other.name for other in runs} - {"dfm"}) > 1
-    return f"student ({LABELS[run.name]})" if two else "student"
+    return f"student ({run.name})" if two else "student"
 
 
 def text_of(run):
