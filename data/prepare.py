@@ -7,8 +7,8 @@
                                                       and openwebtext
     python data/prepare.py fineweb-edu --shards 10    a billion of GPT-2's tokens, ready made
 
-A text is read in pieces, which are cut only where no token can cross. Its tail is held out.
-Documents are separated by GPT-2's end-of-text token, or by a blank line in other tokens.
+A text is read in pieces, which are cut only where no token can cross. The tail of each file is held
+out. Files are separated by GPT-2's end-of-text token, or by a blank line in other tokens.
 Read next: tokenizer.py.
 """
 
@@ -35,6 +35,7 @@ import sysconfig
 import urllib.request
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -114,17 +115,10 @@ def read_file(path):
         stop(f"cannot read {path}: {getattr(error, 'strerror', None) or error}")
 
 
-def read_files(paths, kind):
-    """Yields the text of several files in pieces, for a kind of tokenizer."""
-
-    def joined():
-        for index, path in enumerate(paths):
-            if index:
-                yield END if kind == "gpt2" else "\n\n"
-            yield from read_file(path)
-
-    for piece in cut_safely(joined()):
-        if "wikitext" in paths[0]:  # a line " = Title = " begins an article
+def read_text(path, kind):
+    """Yields the text of a file in pieces, for a kind of tokenizer."""
+    for piece in cut_safely(read_file(path)):
+        if "wikitext" in path:  # a line " = Title = " begins an article
             piece = re.sub(r"(^|\n) = ([^=\n]+) = \n", rf"\1{END} = \2 = \n", piece)
         yield piece if kind == "gpt2" else piece.replace(END, "")
 
@@ -153,19 +147,26 @@ def part_of(pieces, start, stop):
 # writing data/NAME/
 
 
-def prepare_text(arguments, source, kind, text, held_out=None):
-    """Writes data/NAME/ from a text, with a tokenizer that is learned from its training part.
+def prepare_text(arguments, source, kind, texts, held_out=None):
+    """Writes data/NAME/ from texts, with a tokenizer that is learned from their training part.
 
-    text, held_out: functions that return an iterator of str, every time the same text. Without
-                    held_out it is the tail of `text`, the part --validation of its characters.
+    texts, held_out: functions that return an iterator of str, every time the same text. Without
+                     held_out it is the tail of each text, the part --validation of its characters.
     """
-    length = sum(map(len, tqdm(text(), "reading", leave=False, delay=1)))
-    cut = length if held_out else int(length * (1 - arguments.validation))
+    lengths = [sum(map(len, tqdm(text(), "reading", leave=False, delay=1))) for text in texts]
+    cuts = [n if held_out else int(n * (1 - arguments.validation)) for n in lengths]
+    length, cut = sum(lengths), sum(cuts)
     if length < 1000 or cut == 0 or (cut == length and not held_out):
         stop(f"the text is too short: {cut} characters to train on, {length - cut} to hold out")
 
+    def parts(starts, stops):
+        for index, (text, start, end) in enumerate(zip(texts, starts, stops)):
+            if index:
+                yield END if kind == "gpt2" else "\n\n"
+            yield from part_of(text(), start, end)
+
     def train(what):
-        pieces = part_of(text(), 0, cut)
+        pieces = parts([0] * len(texts), cuts)
         return tqdm(pieces, what, total=length // PIECE, leave=False, delay=1)
 
     if arguments.tokens_of:
@@ -173,7 +174,7 @@ def prepare_text(arguments, source, kind, text, held_out=None):
     else:
         description = learn(kind, train("counting"), arguments.vocab_size)
     tokenizer = Tokenizer(description)
-    val = held_out() if held_out else part_of(text(), cut, length)
+    val = held_out() if held_out else parts(cuts, lengths)
     write(arguments.name, source, tokenizer,
           encode(train("encoding"), tokenizer), encode(val, tokenizer))
 
@@ -215,7 +216,7 @@ def write(name, source, tokenizer, train, val, row=1):
     if any(shares):
         print(f"unknown: {shares[0]:.2%} of the tokens to train on, {shares[1]:.2%} held out")
     if shares[1] > 0.01 + 2 * shares[0]:
-        print("note: the tail, which is held out, is not like the rest: mix them, or use bpe")
+        print("note: the tails, which are held out, are not like the rest: mix them, or use bpe")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -324,16 +325,16 @@ def main():
         kind = load_tokens(arguments.tokens_of)[0]["tokenizer"]["kind"]
     if files:
         kind, source = kind or "bpe", "files: " + ", ".join(Path(path).name for path in files)
-        prepare_text(arguments, source, kind, lambda: read_files(files, kind))
+        prepare_text(arguments, source, kind, [partial(read_text, path, kind) for path in files])
     elif name in DOWNLOADS:
         kind = kind or ("char" if name == "shakespeare" else "gpt2")
         paths = [download(address, name) for address in DOWNLOADS[name]]
-        texts = [lambda path=path: read_files([path], kind) for path in paths]
-        prepare_text(arguments, DOWNLOADS[name][0], kind, *texts)
+        texts = [partial(read_text, path, kind) for path in paths]
+        prepare_text(arguments, DOWNLOADS[name][0], kind, texts[:1], *texts[1:])
     elif name == "pydocs":
         text, version = python_documentation(), platform.python_version()
         source = f"documentation of Python {version}"
-        prepare_text(arguments, source, kind or "bpe", lambda: iter([text]))
+        prepare_text(arguments, source, kind or "bpe", [lambda: iter([text])])
     elif kind:
         stop(f"{name} has tokens of its own: leave out --tokenizer and --tokens-of")
     elif name == "stories":

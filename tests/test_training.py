@@ -70,14 +70,13 @@ def test_a_killed_run_resumes_to_the_same_weights(stage, out, tmp_path):
         assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert torch.load(tmp_path / f"{stage}.pt", weights_only=True)["iteration"] in (8, 16)
+    assert trained(tmp_path / f"{stage}.pt")["iteration"] in (8, 16)
     assert train(stage, tmp_path, "--resume").returncode == 0
     assert same(trained(out / f"{stage}.pt"), trained(tmp_path / f"{stage}.pt"))
     logs = []
     for folder in (out, tmp_path):
-        with open(folder / f"{stage}.csv") as file:
-            logs.append([(row["iteration"], row["loss"], row["validation_loss"])
-                         for row in csv.DictReader(file)])
+        rows = csv.DictReader((folder / f"{stage}.csv").read_text().splitlines())
+        logs.append([row | {"seconds": 0} for row in rows])
     assert logs[0] == logs[1]
 
 
@@ -90,8 +89,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "--resume goes on" in printed
+    assert process.returncode == 130 and "--resume goes on" in printed
     assert torch.load(tmp_path / "dfm.pt", weights_only=True)["iteration"] >= 10
 
 
@@ -122,8 +120,8 @@ def test_two_processes_train_as_one(stage, out, tmp_path):
 def test_training_learns(out):
     """The losses of 24 iterations fall by a fifth and more."""
     for stage in ("judge", "dfm"):
-        with open(out / f"{stage}.csv") as file:
-            losses = [float(row["loss"]) for row in csv.DictReader(file)]
+        rows = csv.DictReader((out / f"{stage}.csv").read_text().splitlines())
+        losses = [float(row["loss"]) for row in rows]
         assert losses[-1] < 0.8 * losses[0]
 
 
