@@ -75,13 +75,15 @@ function change(kept = settings.kept) {
 
 function tellAddress() {
   const state = new URLSearchParams(FIELDS.map((id) => [id, element(id).value]));
+  if (settings.kept.size) state.set("kept", [...settings.kept].flat().join("."));
   history.replaceState(null, "", `#${state}`);
 }
 
 function readAddress() {
   const state = new URLSearchParams(location.hash.slice(1));
   for (const id of FIELDS) element(id).value = state.get(id) ?? defaults[id];
-  change(new Map());
+  const kept = (state.get("kept") ?? "").match(/\d+/g) ?? []; // place, token, place, token, ...
+  change(new Map(kept.flatMap((place, i) => (i % 2 ? [] : [[+place, +kept[i + 1]]]))));
 }
 
 function setPaused(value) {
