@@ -55,9 +55,10 @@ def make_optimizers(model, weight_decay):
     return optimizers
 
 
-def schedule(iteration, iterations, warmup):
-    """The learning rate as a share of its peak: up, level, and down to 0 over the last half."""
-    return min((iteration + 1) / max(warmup, 1), 1, 2 * (iterations - iteration) / iterations)
+def schedule(iteration, iterations, warmup, cooldown):
+    """The learning rate as a share of its peak: up, level, and down to 0 over the last part."""
+    left = 1 - iteration / iterations
+    return min((iteration + 1) / max(warmup, 1), 1, left / cooldown)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -83,6 +84,7 @@ accumulation = 1  # forward passes of an iteration, over all processes
 iterations = 5000
 learning_rate = 2.5e-3  # at its peak
 warmup = 50  # iterations in which it rises
+cooldown = 0.5  # the share of the iterations in which it falls to 0
 weight_decay = 0.1
 clip = 1.0  # largest norm of the gradient
 largest_weight = 5.0  # the loss weight kappa' / (1 - kappa) is clipped there
@@ -162,6 +164,8 @@ elif os.path.exists(path) and not overwrite:
 elif init_from or stage == "fsdfm":
     source = init_from or f"{out}/dfm.pt"
     first = load_fitting(source)
+    if init_from:  # positions are computed, so a network takes any length
+        first["config"]["block_size"] = block_size
     if first["iteration"] < first["settings"]["iterations"]:
         stop(f"{source} is not finished: go on with `train.py {first['stage']} --resume`")
     model = network_of(first)
@@ -291,7 +295,7 @@ bar = tqdm(range(start, iterations), f"training {stage}", iterations, initial=st
 began = time.perf_counter() - seconds
 total_loss, logged = torch.zeros((), device=device), start
 for iteration in bar:
-    rate = learning_rate * schedule(iteration, iterations, warmup)
+    rate = learning_rate * schedule(iteration, iterations, warmup, cooldown)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate

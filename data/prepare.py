@@ -3,8 +3,7 @@
     python data/prepare.py stories                    the small stories of stories.py; no network
     python data/prepare.py pydocs                     documentation of Python itself; no network
     python data/prepare.py mine --text a.txt b.txt    your own UTF-8 text, of any size
-    python data/prepare.py shakespeare                downloaded; also tinystories, wikitext103
-                                                      and openwebtext
+    python data/prepare.py shakespeare                downloaded; also tinystories, openwebtext
     python data/prepare.py fineweb-edu --shards 10    a billion of GPT-2's tokens, ready made
 
 A text is read in pieces, which are cut only where no token can cross. The tail of each file is held
@@ -23,14 +22,12 @@ import argparse
 import ast
 import gzip
 import hashlib
-import http.client
 import io
 import json
 import os
 import platform
 import random
 import re
-import shutil
 import sysconfig
 import urllib.request
 import zipfile
@@ -49,12 +46,10 @@ PIECE = 2**18  # characters that are read at a time
 
 HUB = "https://huggingface.co/datasets/%s/resolve/main/"
 SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/"
-WIKI = "https://wikitext.smerity.com/wikitext-103-raw-v1.zip#wikitext-103-raw/wiki"  # #MEMBER
 TINY, WEB = HUB % "roneneldan/TinyStories", HUB % "stanford-cs336/owt-sample"
 DOWNLOADS = {  # name: the training text, and the held-out one unless it is the tail of the first
     "shakespeare": [f"{SHAKESPEARE}input.txt"],
     "tinystories": [f"{TINY}TinyStoriesV2-GPT4-{split}.txt" for split in ("train", "valid")],
-    "wikitext103": [f"{WIKI}.{split}.raw" for split in ("train", "valid")],
     "openwebtext": [f"{WEB}owt_{split}.txt.gz" for split in ("train", "valid")],
 }
 SHARDS = HUB % "kjj0/finewebedu10B-gpt2" + "finewebedu_{}_{:06}.bin"
@@ -99,27 +94,24 @@ def docstrings(path):
 
 
 def read_file(path):
-    """Yields a UTF-8 file in pieces, compressed or not. FILE.zip#MEMBER is one of an archive."""
-    archive, _, member = path.partition("#") if ".zip#" in path else (path, "", "")
+    """Yields a UTF-8 file in pieces, compressed (.gz) or not."""
     try:
-        if member:
-            file = zipfile.ZipFile(archive).open(member)
-        else:
-            file = gzip.open(path) if path.endswith(".gz") else open(path, "rb")
-        with io.TextIOWrapper(file, "utf-8-sig") as text:  # without a byte-order mark
-            while piece := text.read(PIECE):
-                yield piece
-    except UnicodeDecodeError:
-        stop(f"{path} is not UTF-8 text: convert it (iconv); of a .zip name FILE.zip#MEMBER")
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
+            with io.TextIOWrapper(file, "utf-8-sig") as text:  # without a byte-order mark
+                while piece := text.read(PIECE):
+                    if 2 * piece.count("\0") > len(piece) - 2:  # UTF-16 without a mark
+                        raise UnicodeError
+                    yield piece
+    except UnicodeError:
+        kind = "a .zip: unpack it" if zipfile.is_zipfile(path) else "not UTF-8 text: convert it"
+        stop(f"{path} is {kind} first")
+    except (OSError, EOFError) as error:
         stop(f"cannot read {path}: {getattr(error, 'strerror', None) or error}")
 
 
 def read_text(path, kind):
     """Yields the text of a file in pieces, for a kind of tokenizer."""
     for piece in cut_safely(read_file(path)):
-        if "wikitext" in path:  # a line " = Title = " begins an article
-            piece = re.sub(r"(^|\n) = ([^=\n]+) = \n", rf"\1{END} = \2 = \n", piece)
         yield piece if kind == "gpt2" else piece.replace(END, "")
 
 
@@ -158,6 +150,8 @@ def prepare_text(arguments, source, kind, texts, held_out=None):
     length, cut = sum(lengths), sum(cuts)
     if length < 1000 or cut == 0 or (cut == length and not held_out):
         stop(f"the text is too short: {cut} characters to train on, {length - cut} to hold out")
+    if not any(piece.strip() for text in texts for piece in text()):
+        stop("the text has nothing but blanks")
 
     def parts(starts, stops):
         for index, (text, start, end) in enumerate(zip(texts, starts, stops)):
@@ -250,35 +244,25 @@ def prepare_shards(name, shards):
 
 
 def download(address, name):
-    """Downloads a file to data/NAME/ unless it is there; returns its path, with the #MEMBER of the
-    address. It is called .part until it is complete; what was interrupted goes on."""
-    address, mark, member = address.partition("#")
+    """Downloads a file to data/NAME/ unless it is there; returns its path. It is called .part until
+    it is complete."""
     path = FOLDER / name / address.rpartition("/")[2]
-    part = Path(f"{path}.part")
     if path.exists():
-        return f"{path}{mark}{member}"
+        return str(path)
     path.parent.mkdir(exist_ok=True)
-    part.touch()
-    headers = {"User-Agent": "nanoDFM", "Range": f"bytes={part.stat().st_size}-"}
-    request = urllib.request.Request(address, headers=headers)
+    bar = tqdm(desc=path.name, unit="B", unit_scale=True, delay=1)
+
+    def show(blocks, size, total):
+        bar.total = max(total, 0)
+        bar.update(blocks * size - bar.n)
+
     try:
-        with urllib.request.urlopen(request, timeout=30) as response, part.open("ab") as file:
-            if "text/html" in response.headers.get("Content-Type", ""):
-                raise OSError("a web page came instead, as of a login")
-            if response.status != 206:  # the server sends the whole file again
-                file.seek(0)
-                file.truncate()
-            total = file.tell() + int(response.headers.get("Content-Length", 0))
-            with tqdm.wrapattr(file, "write", total, initial=file.tell(), desc=path.name) as to:
-                shutil.copyfileobj(response, to)
-            if file.tell() < total:
-                raise OSError("the connection ended early")
-    except (OSError, http.client.HTTPException) as error:
-        if getattr(error, "code", 0) != 416:  # 416: no byte is missing
-            stop(f"{address} cannot be downloaded ({error}): is there a network? "
-                 "Run this again to go on")
-    os.replace(part, path)
-    return f"{path}{mark}{member}"
+        urllib.request.urlretrieve(address, f"{path}.part", show)
+    except OSError as error:
+        stop(f"{address} cannot be downloaded ({error}): is there a network?")
+    bar.close()
+    os.replace(f"{path}.part", path)
+    return str(path)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -307,8 +291,10 @@ def parse_arguments():
         stop(f"{name!r} is not a folder name")
     if name not in NAMES and not arguments.text:
         stop(f"there is no text {name}: use {', '.join(NAMES)}, or your own with --text FILE")
-    if missing := [path for path in arguments.text if not os.path.isfile(path)]:
-        stop(f"there is no file {missing[0]}")
+    for path in arguments.text:
+        if not os.path.isfile(path):
+            kind = "a folder: name its files" if os.path.isdir(path) else "no file"
+            stop(f"{path} is {kind}")
     if not 0 < arguments.validation < 1:
         stop(f"--validation must be between 0 and 1, not {arguments.validation}")
     if not 257 <= arguments.vocab_size <= 65536 or not 1 <= arguments.shards <= 99:

@@ -34,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import model as model_file
 from distill import update_ema
-from flow import cumulative_scalar, draw, generate, jump
+from flow import draw, generate
 from sample import load_model
 
 GPT2 = 50257  # the vocabulary of the paper's networks
@@ -186,27 +186,10 @@ def compare_writing(model, device, amp):
             one_by_one=partial(texts, 8, calls=16), together=partial(texts, 8, 16))
 
 
-def textbook_jump(x_t, logits, t, h):
-    """The step of flow.jump as in a textbook: with the whole generator (B, L, V)."""
-    p = logits.softmax(-1)  # (B, L, V)
-    present = F.one_hot(x_t, p.shape[-1]).bool()  # (B, L, V)
-    generator = cumulative_scalar(t, h)[:, None, None] * p.masked_fill(present, 0)
-    p_jump = 1 - torch.exp(-h[:, None] * generator.sum(-1))  # (B, L)
-    jumps = torch.rand(x_t.shape, device=x_t.device) < p_jump
-    y = torch.multinomial(generator.flatten(0, 1), 1).view(x_t.shape)
-    return torch.where(jumps, y, x_t)
-
-
-def compare_jump(V, L, device):
-    """A step from t = 1/2 to 5/8 without the network, of a text (1, L) of V tokens, and one draw
-    from each of its L distributions."""
-    x_t, logits = torch.randint(V, (1, L), device=device), torch.randn(1, L, V, device=device)
-    t, h = torch.tensor([0.5], device=device), torch.tensor([0.125], device=device)
-    arguments, size = (x_t, logits, t, h), f"V {V:,}, {L:,} tokens"
-    compare(f"jump, {size}", device, textbook=partial(textbook_jump, *arguments),
-            flow=partial(jump, *arguments))
-    p = logits.softmax(-1)[0]  # (L, V)
-    compare(f"draws, {size}", device,
+def compare_draws(V, L, device):
+    """One draw from each of L distributions of V tokens."""
+    p = torch.randn(L, V, device=device).softmax(-1)
+    compare(f"draws, V {V:,}, {L:,} tokens", device,
             multinomial=partial(torch.multinomial, p, 1), flow=partial(draw, p))
 
 
@@ -228,7 +211,7 @@ def main():
     note = compare_training(*runs)
     compare_writing(model, device, amp)
     for V in (model.config.vocab_size, GPT2):
-        compare_jump(V, model.config.block_size, device)
+        compare_draws(V, model.config.block_size, device)
     print(f"\n{note}")
 
 

@@ -1,6 +1,6 @@
-"""Trained networks of stories -> weights/, as int8, with a README that says how they were made.
+"""Trained networks of stories -> weights/, as int8, and the tables of weights/README.md.
 
-    python experiments/pack.py     out-long/ -> weights/{judge,dfm,fsdfm,dmd}.pt, weights/README.md
+    python experiments/pack.py     out-long/ -> weights/{judge,dfm,fsdfm,dmd}.pt
 
 Of a checkpoint the EMA is kept where there is one, and nothing that training alone needs. What int8
 costs is measured: right stories of the float32 weights and of the int8 ones, from the same random
@@ -26,25 +26,6 @@ from show.page import quantize
 NETWORKS, STEPS, STORIES = ("dfm", "fsdfm", "dmd"), (4, 8), 512  # that are measured
 TO = Path(WEIGHTS)
 KEPT = ("stage", "config", "settings", "iteration", "seconds", "tokenizer")
-README = """# Trained networks
-
-Used by `sample.py`, `eval.py` and `demo.sh` for each network that has not been trained in `out/`.
-They write the stories of `data/stories.py`. Made by
-
-    python data/prepare.py stories
-    for stage in judge dfm fsdfm; do python train.py $stage config/stories_long.py; done
-    python -m extras.matching --out=out-long
-    python experiments/pack.py
-
-with seed {seed}{machine}:
-
-{files}
-
-Matrices are int8, a row with a scale of its own (`quantize` in `show/page.py`). What that costs:
-right stories ± one standard error, {stories} stories, seed 1, each with its own sampler:
-
-{accuracy}
-"""
 
 
 def pack(stage, out):
@@ -71,23 +52,16 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
-    add("--out", type=Path, default="out-long", help="folder of the checkpoints (out-long)")
-    add("--machine", default="", help="a few words on the machine that trained them")
-    arguments = parser.parse_args()
-    files = ["| file | iterations | minutes | bytes |", "| --- | ---: | ---: | ---: |"]
-    files += [pack(stage, arguments.out) for stage in ("judge", *NETWORKS)]
-    accuracy = ["| network | steps | float32 | int8 |", "| --- | ---: | ---: | ---: |"]
+    parser.add_argument("--out", type=Path, default="out-long", help="folder of the checkpoints")
+    out = parser.parse_args().out
+    print("| file | iterations | minutes | bytes |\n| --- | ---: | ---: | ---: |")
+    for stage in ("judge", *NETWORKS):
+        print(pack(stage, out))
+    print("\n| network | steps | float32 | int8 |\n| --- | ---: | ---: | ---: |")
     for stage in NETWORKS:
         for steps in STEPS:
-            shares = [right_stories(out / f"{stage}.pt", steps) for out in (arguments.out, TO)]
-            accuracy.append(f"| {stage} | {steps} | {' | '.join(shares)} |")
-            print(accuracy[-1], flush=True)
-    (TO / "README.md").write_text(README.format(
-        seed=load_checkpoint(TO / "dfm.pt")["settings"]["seed"],
-        machine=f", on {arguments.machine}" if arguments.machine else "",
-        files="\n".join(files), stories=STORIES, accuracy="\n".join(accuracy),
-    ))
+            shares = [right_stories(folder / f"{stage}.pt", steps) for folder in (out, TO)]
+            print(f"| {stage} | {steps} | {' | '.join(shares)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ def make_optimizers(network, weight_decay):
     return [torch.optim.AdamW(network.parameters(), betas=(0.9, 0.95), weight_decay=weight_decay)]
 
 
-def schedule(iteration, iterations, warmup):
-    """Up, then a cosine down to a tenth."""
+def schedule(iteration, iterations, warmup, cooldown=1.0):
+    """Up, then a cosine down to a tenth, over all the rest."""
     if iteration < warmup:
         return (iteration + 1) / warmup
     progress = (iteration - warmup) / max(1, iterations - warmup)

@@ -162,5 +162,5 @@ def test_a_student_needs_a_finished_dfm(out, tmp_path):
 
 def test_a_finished_run_says_so_and_others_start_from_it(out, tmp_path):
     assert "is finished" in train("dfm", out, "--resume").stdout
-    train("dfm", tmp_path, f"--init_from={out}/dfm.pt", "--learning_rate=0.0")
+    train("dfm", tmp_path, f"--init_from={out}/dfm.pt", "--learning_rate=0.0", "--block_size=48")
     assert same(*(trained(folder / "dfm.pt")["model"] for folder in (out, tmp_path)))
