@@ -197,7 +197,8 @@ class Transformer(nn.Module):
         self.output_layer.linear.weight.data.copy_(self.embedding.weight)
 
     def forward(self, x_t, t, h=None):
-        L = x_t.shape[1]
+        L, most = x_t.shape[1], self.config.block_size
+        assert L <= most, f"a text of {L} tokens, and the network was made for {most} (block_size)"
         cos, sin = self.rotary[:, :L]
         c = self.condition(t, h)
         x = self.embedding(x_t) + self.sines[:L]  # (B, L, d)
