@@ -58,7 +58,7 @@ def make_optimizers(model, weight_decay):
 def schedule(iteration, iterations, warmup, cooldown):
     """The learning rate as a share of its peak: up, level, and down to 0 over the last part."""
     left = 1 - iteration / iterations
-    return min((iteration + 1) / max(warmup, 1), 1, left / cooldown)
+    return min((iteration + 1) / max(warmup, 1), 1, left / max(cooldown, 1e-9))
 
 
 # ------------------------------------------------------------------------------------------------
