@@ -289,7 +289,8 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN if rank else request_stop)
 if rank == 0:
     log = open_log()
     print(f"{stage}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, "
-          f"{len(tokens['train']) / 1e6:.1f}M tokens, on {device}")
+          f"{len(tokens['train']) / 1e6:.1f}M tokens, on {device}"
+          + f", threads: {torch.get_num_threads()}" * (device.type == "cpu"))
 bar = tqdm(range(start, iterations), f"training {stage}", iterations, initial=start,
            disable=rank > 0)
 began = time.perf_counter() - seconds

@@ -8,9 +8,11 @@ import ast
 import difflib
 import errno
 import importlib
+import math
 import os
 import re
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -145,11 +147,35 @@ def print_help(settings, known):
 # device
 
 
+def idle_seconds():
+    """Seconds that the machine's cores have been idle, added up (Linux; elsewhere infinite)."""
+    try:
+        fields = Path("/proc/stat").read_text().split(maxsplit=6)  # cpu, user, nice, system, idle
+    except OSError:
+        return math.inf
+    return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")
+
+
+BEFORE_TORCH = time.monotonic(), time.process_time(), idle_seconds()
+
+
+def leave_busy_cores():
+    """As many threads as cores were free while torch was imported. Threads wait for one another:
+    beside two other trainings two take twice as long as one (docs/speed.md)."""
+    import torch
+
+    wall, own, idle = BEFORE_TORCH
+    free = (idle_seconds() - idle + time.process_time() - own) / (time.monotonic() - wall)
+    if free < torch.get_num_threads() - 0.5:
+        torch.set_num_threads(max(1, round(free)))
+
+
 def pick_device(name=None):
     """The torch.device of that name, by default a CUDA GPU if there is one. stop() if it is not
     there. Products of float32 may be in TF32."""
     import torch
 
+    leave_busy_cores()
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     there = ["cpu", "cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if name not in there or (name == "cuda" and len(there) == 2):

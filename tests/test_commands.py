@@ -7,12 +7,15 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+import config.command as command
 import eval as evaluation
+from experiments import bench
 from sample import at_temperature, fill, find_network, load_checkpoint, load_model, write
 from test_training import ROOT, run
 
@@ -73,8 +76,7 @@ def test_networks_that_are_not_trained_come_with_the_project(tmp_path, monkeypat
 def test_watch_and_check():
     done = run("sample.py", "--model", "dfm", "--steps", 3, "--watch", "--check")
     assert done.returncode == 0, done.stderr
-    for part in ("--- step 1 of 3", "--- step 3 of 3"):
-        assert part in done.stdout
+    assert "--- step 1 of 3" in done.stdout and "--- step 3 of 3" in done.stdout
     assert "word" in done.stdout or "  right" in done.stdout
 
 
@@ -132,10 +134,8 @@ def test_what_the_commands_refuse(tmp_path):
         (["sample.py", "--prompt", "Mia had a zebra"], "'zebra'"),
         (["sample.py", "--prompt", "Mia had a " * 60], "make it shorter"),
         (["sample.py", "--model", "dfn"], "python train.py dfn"),
-        (["sample.py", "--out", tmp_path / "nowhere"], "train it with"),
         (["sample.py", "--out", tmp_path], "is no checkpoint"),
         (["sample.py", "--model", "judge"], "is a judge"),
-        (["sample.py", "--steps", 0], "must be above 0"),
         (["sample.py", "--sampler", "extras.samplers.nope"], "there is no function"),
         (["sample.py", "--device", "cuda"], "no cuda"),
         (["eval.py", "--out", tmp_path], "python train.py judge"),
@@ -147,6 +147,29 @@ def test_what_the_commands_refuse(tmp_path):
         assert done.returncode == 2, (arguments, done.stderr)
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
         assert message in done.stderr, (arguments, done.stderr)
+
+
+def test_the_benchmark(monkeypatch, capsys):
+    """Its table, of the smallest network. Times are never asserted."""
+    size = [str(ROOT / "config/tiny.py"), "--block_size=8", "--n_layer=1", "--dim=16"]
+    monkeypatch.setattr(sys, "argv", ["bench.py", *size])
+    monkeypatch.setattr(bench, "AT_MOST", (3, 0.0))
+    bench.main()
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:]
+    assert 6 <= len(rows) <= 8 and "judge, DFM" in rows[0] and "V 50,257" in rows[-1]
+    assert all(float(row.split("|")[4]) > 0 for row in rows)
+
+
+def test_busy_cores_get_no_threads(monkeypatch):
+    """In a second 4 cores were idle for 2 seconds, and this process used one: 3 are free."""
+    threads, before = [], (time.monotonic() - 1, time.process_time() - 1, 0.0)
+    monkeypatch.setattr(command, "BEFORE_TORCH", before)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    for idle, cores in ((2.0, 4), (0.0, 4), (3.0, 4), (2.0, 2)):
+        monkeypatch.setattr(command, "idle_seconds", lambda: idle)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+        command.leave_busy_cores()
+    assert threads == [3, 1]  # and all of 4 or 2
 
 
 def test_an_unfinished_network_is_named(tmp_path):

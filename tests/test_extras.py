@@ -43,7 +43,6 @@ def small_network():
 
 
 def refused(capsys, function, *arguments):
-    """The one line on stderr with which a function ends the command, status 2."""
     with pytest.raises(SystemExit, match="2"):
         function(*arguments)
     (line,) = capsys.readouterr().err.splitlines()

@@ -95,9 +95,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
 
 @pytest.mark.parametrize("stage", ["dfm", "fsdfm"])
 def test_two_processes_train_as_one(stage, out, tmp_path):
-    """The same forward passes with the same seeds, so the same weights but for the order in which
-    gradients are added: three iterations of two passes, on one process and on two, and with other
-    passes."""
+    """Three iterations of two forward passes, on one process and on two: the same weights but for
+    the order in which gradients are added. One pass an iteration gives others."""
     settings = ["--iterations=3", "--learning_rate=1e-2", "--warmup=1"]
     weights = []
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29511"]
@@ -136,7 +135,6 @@ def test_what_train_refuses(out, tmp_path):
         (["dfm", "config/nope.py"], "there is no file config/nope.py"),
         (["dfm", "--seed=one"], "--seed takes a value like 1"),
         (["dfn"], "judge, dfm, fsdfm"),
-        ([], "judge, dfm, fsdfm"),
         (["dfm", "--data=nope"], "python data/prepare.py nope --text FILE"),
         (["dfm", "--device=cuda"], "no cuda"),
         (["fsdfm", f"--out={tmp_path}"], "python train.py dfm"),
