@@ -35,17 +35,12 @@ def test_the_same_seed_writes_the_same_text(student):
     assert [text for text in done.stdout.splitlines() if "---" not in text] == texts
 
 
-def test_a_prompt_is_kept(student):
-    model, tokenizer = student
-    for text in write(model, tokenizer, prompt="Mia had a golden kite.", num_samples=3, seed=1):
-        assert text.startswith("Mia had a golden kite.")
-
-
 def test_given_tokens_guide_the_others(student):
     """Networks that were trained with given tokens keep to the names of a prompt: at least 24 of 32
     stories speak of Mia again. (Without the prompt 1 in 16 has her.)"""
     model, tokenizer = student
     texts = write(model, tokenizer, prompt="Mia had a golden kite.", num_samples=32, seed=1)
+    assert all(text.startswith("Mia had a golden kite.") for text in texts)
     assert sum(text.count("Mia") > 1 for text in texts) >= 24
 
 

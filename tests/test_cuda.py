@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from config.command import autocast
-from flow import dfm_loss, draw, generate
+from exact import have_distribution
+from flow import dfm_loss, draw
 from model import Config, Transformer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -31,10 +31,8 @@ def test_the_same_logits_as_on_the_cpu():
 
 
 def test_draws():
-    """The share of each token within 4.5 standard errors of its probability."""
-    p, n = torch.tensor([0.1, 0.2, 0.3, 0.4]), 200_000
-    share = torch.bincount(draw(p.cuda().expand(n, 4)).cpu(), minlength=4) / n
-    assert ((share - p).abs() < 4.5 * (p * (1 - p) / n).sqrt()).all()
+    p = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    assert have_distribution(draw(p.cuda().expand(200_000, 4)).cpu(), p)
 
 
 def test_a_compiled_training_step_is_the_same():
@@ -54,16 +52,7 @@ def test_a_compiled_training_step_is_the_same():
     assert torch.compile(dfm_loss, fullgraph=True)(model, x_1).isfinite()
 
 
-def test_bfloat16_writes_text():
-    model, x_0 = network(step_aware=True).eval(), torch.randint(300, (4, 64), device="cuda")
-    with torch.no_grad(), autocast(x_0.device):
-        x_1 = generate(model, x_0, steps=8)
-    assert x_1.shape == (4, 64) and 0 <= x_1.min() and x_1.max() < 300
-
-
 def test_training(tmp_path):
-    if not (ROOT / "data/stories/meta.json").exists():
-        subprocess.run([sys.executable, "data/prepare.py", "stories"], cwd=ROOT, check=True)
     for stage in ("judge", "dfm", "fsdfm"):
         command = [sys.executable, "train.py", stage, "config/tiny.py", f"--out={tmp_path}"]
         subprocess.run(command, cwd=ROOT, check=True)

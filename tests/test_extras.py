@@ -1,9 +1,11 @@
 """Checks extras/: samplers, mask, infill and prompts, matching, paper, gpt2, in this order.
-What the other samplers draw is checked in test_exact.py, published.py in test_reference.py."""
+published.py is checked in test_reference.py."""
 
 import sys
+from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,35 +13,13 @@ import torch.nn.functional as F
 import distill
 import flow
 from data.tokenizer import Tokenizer, describe_words
-from exact import ONCE_IN_10_000, ExactNetwork, chi_square, count_texts, exact_bound
+from exact import ExactNetwork, Recorder, exact_bound, have_distribution, texts_of
 from extras import gpt2, infill, mask, matching, paper, samplers
-from model import Config, Transformer, student_from
+from model import student_from
 from sample import conditioned_on, fill, load_model
-from test_method import have_distribution
+from test_model import random_network
 from test_training import run, same, train, trained
-from toy import ENTROPY, V, sampled_distribution
-
-
-class Stub(torch.nn.Module):
-    """A network whose logits follow from the token, t and h, of 6 tokens. It keeps its calls."""
-
-    def __init__(self):
-        super().__init__()
-        self.config, self.calls = Config(6, block_size=16), []
-        self.table = torch.nn.Parameter(torch.randn(6, 6))
-
-    def forward(self, x_t, t, h=None):
-        self.calls.append((x_t, t, h))
-        h = torch.zeros(len(t)) if h is None else h
-        return self.table[x_t] * (1 + t.reshape(len(t), -1, 1) + h[:, None, None])
-
-
-def small_network():
-    """Its weights, the gates of adaLN among them, are large enough to matter."""
-    network = Transformer(Config(6, block_size=16, n_layer=1, n_head=2, dim=16, cond_dim=8))
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return network
+from toy import ENTROPY, TEXT, L, V, path, posterior, sampled_distribution
 
 
 def refused(capsys, function, *arguments):
@@ -47,6 +27,40 @@ def refused(capsys, function, *arguments):
         function(*arguments)
     (line,) = capsys.readouterr().err.splitlines()
     return line
+
+
+@pytest.mark.parametrize("steps, power", [(1, 1.0), (4, 1.0), (8, 2.0)])
+@pytest.mark.parametrize("rule", ["averaged", "euler"])
+def test_other_rules_draw_from_the_exact_distribution(rule, steps, power):
+    texts = texts_of(ExactNetwork(), getattr(samplers, rule), steps, power=power)
+    assert have_distribution(texts, sampled_distribution("uniform", steps, rule, power).flatten())
+
+
+def test_the_papers_grid_is_uniform():
+    texts = texts_of(ExactNetwork(), samplers.uniform_grid, 4)
+    assert have_distribution(texts, sampled_distribution("uniform", 4).flatten())
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_renoise_draws_from_its_own_chain(steps):
+    """x_1 ~ p at every step, then the path to the next time. `renoise` ends with the likeliest."""
+    times, now = flow.time_grid(steps), np.full(16, 1 / 16)
+    for t, after in zip(times, times[1:]):
+        p = posterior("uniform", t)  # (states, L, V)
+        now = now @ (p[:, 0, :, None] * p[:, 1, None, :]).reshape(16, 16)  # x_1
+        now = now @ path("uniform", after)  # at t = 1 it is x_1 itself
+    sampler = partial(flow.generate, step=samplers.renoise_step)
+    assert have_distribution(texts_of(ExactNetwork(), sampler, steps), now)
+    assert (texts_of(ExactNetwork(), samplers.renoise, 1, 9) == 4 * 3 + 2).all()
+
+
+def test_draws_by_blocks(monkeypatch):
+    """Of 70 tokens, which are more than a block and no multiple of it."""
+    monkeypatch.setattr(flow, "draw", flow.draw)  # importing extras/fast.py replaces it
+    from extras import fast
+
+    p = torch.rand(70) + 0.1
+    assert have_distribution(fast.draw(p.expand(50_000, 70)), p / p.sum())
 
 
 def test_leave_one_out_temperature():
@@ -63,14 +77,13 @@ def test_leave_one_out_temperature():
 
 @pytest.mark.parametrize("steps, options", [(1, {}), (2, {}), (8, {}), (8, {"power": 2.0})])
 def test_the_mask_sampler_draws_from_the_exact_distribution(steps, options):
-    counts = count_texts(ExactNetwork("mask"), mask.generate, steps, 50_000, **options)
-    expected = 50_000 * sampled_distribution("mask", steps, **options).flatten()
-    assert chi_square(counts, expected) < ONCE_IN_10_000[15]
+    texts = texts_of(ExactNetwork("mask"), mask.generate, steps, **options)
+    assert have_distribution(texts, sampled_distribution("mask", steps, **options).flatten())
 
 
 def test_the_loss_is_the_weighted_cross_entropy_of_masked_tokens():
     """Shown tokens and MASK itself have no gradient. Summed over t it is the likelihood."""
-    network, x_1 = Stub(), torch.randint(5, (8, 16))
+    network, x_1 = Recorder(), torch.randint(5, (8, 16))
     assert mask.Config(5, block_size=16) == network.config
     loss = mask.dfm_loss(network, x_1, largest_weight=3.0)
     ((x_t, t, _),) = network.calls
@@ -81,7 +94,7 @@ def test_the_loss_is_the_weighted_cross_entropy_of_masked_tokens():
     loss.backward()
     assert torch.equal(network.table.grad != 0, torch.arange(36).view(6, 6) // 5 == 6)  # row MASK
     bound = exact_bound(ExactNetwork("mask"), lambda *of: mask.masked_cross_entropy(*of, V, 1e9))
-    assert bound == pytest.approx(ENTROPY, rel=1e-4)
+    assert TEXT.flatten() @ bound == pytest.approx(ENTROPY, rel=1e-4)
 
 
 def test_a_masked_token_is_shown_with_probability_1_minus_S():
@@ -101,7 +114,7 @@ def test_a_token_that_was_just_shown_keeps_its_prediction(monkeypatch):
         return x_t.index_fill(1, torch.tensor(len(jumps)), 1)
 
     monkeypatch.setattr(mask, "unmask", unmask)
-    teacher, half, last = Stub(), torch.tensor([0.5]), torch.tensor([True])
+    teacher, half, last = Recorder(), torch.tensor([0.5]), torch.tensor([True])
     target = mask.shortcut_target(teacher, torch.tensor([[3, 5, 5, 5, 5]]), half, half, last)
     assert jumps == [(0.5, 0.25, None), (0.75, 0.25, last), (0.75, 0.25, last)]
     logits = torch.cat([teacher(*call) for call in list(teacher.calls)])  # (4, L, V)
@@ -109,9 +122,30 @@ def test_a_token_that_was_just_shown_keeps_its_prediction(monkeypatch):
     torch.testing.assert_close(target[0], torch.einsum("lc,clv->lv", weights / 6, logits))
 
 
+def test_the_student_of_the_mask_source(monkeypatch):
+    """KL(teacher || student) over text tokens, or the weighted cross entropy, of masked tokens."""
+    monkeypatch.setattr(distill, "SHARES", torch.ones(11))
+    monkeypatch.setattr(mask, "shortcut_target", lambda teacher, *of: teacher(*of[:3]))
+    student, teacher, x_1 = Recorder(), Recorder(), torch.randint(5, (88, 16))
+    loss = mask.distillation_loss(student, teacher, x_1, 3.0)
+    ((x_t, t, h),) = student.calls
+    q, p = (network(x_t, t, h)[..., :5].softmax(-1) for network in (teacher, student))
+    nll = -p.log().gather(-1, x_1[..., None]).squeeze(-1)
+    losses = torch.where((h > 2 / 16)[:, None], (q * (q / p).log()).sum(-1),
+                         flow.rate(t).clamp(max=3)[:, None] * nll)
+    torch.testing.assert_close(loss, (losses * (x_t == 5)).mean())
+
+
+def test_how_many_tokens_are_given():
+    """In a quarter of the texts a share that is uniform on [0, 1]: of 16 tokens none in 1/17."""
+    given, p = infill.given_tokens(torch.zeros(20_000, 16).long()), 16 / 17 / 4
+    assert have_distribution(given.any(1).long(), torch.tensor([1 - p, p]))
+    assert given.float().mean() == pytest.approx(1 / 8, abs=4 * 0.27 / 20_000**0.5)
+
+
 def test_the_network_is_told_and_is_sure():
     """It reads given tokens at t = 1; their posterior is certain, without loss or gradient."""
-    network, text, x = Stub(), torch.randint(6, (3, 16)), torch.randint(6, (3, 16))
+    network, text, x = Recorder(), torch.randint(6, (3, 16)), torch.randint(6, (3, 16))
     given, t = torch.rand(3, 16) < 0.5, torch.tensor([0.1, 0.4, 0.8])
     network.table.data *= 30  # the network may be sure of something else
     logits = conditioned_on(network, given, text)(x, t)
@@ -128,7 +162,7 @@ def test_the_network_is_told_and_is_sure():
 def test_training_with_all_tokens_given_and_with_none(monkeypatch):
     """None: the losses of the core. All: 0, and student and teacher read their rows at t = 1."""
     monkeypatch.setattr(distill, "SHARES", torch.ones(11))
-    student, teacher, x_1 = Stub(), Stub(), torch.randint(6, (44, 16))
+    student, teacher, x_1 = Recorder(), Recorder(), torch.randint(6, (44, 16))
 
     def losses(dfm_loss, distillation_loss, given=False):
         monkeypatch.setattr(infill, "given_tokens", lambda x_1: torch.full(x_1.shape, given))
@@ -143,10 +177,25 @@ def test_training_with_all_tokens_given_and_with_none(monkeypatch):
         assert torch.equal(x_t, x_1[: len(x_t)]) and (t == 1).all()
 
 
+@pytest.mark.parametrize("steps", [1, 2, 8])
+def test_a_given_token(steps):
+    """The network is told that its time is 1. The rule "averaged" then draws the other token from
+    the exact conditional, in any number of steps."""
+    network = ExactNetwork(text=np.diag([0, 0, 1, 0]) @ TEXT)  # knows that the first one is a 2
+
+    def told(x_t, t, h):
+        assert (t[:, 0] == 1).all()
+        return network(x_t, t[:, 1])
+
+    told.config = network.config
+    x_1 = fill(told, torch.tensor([[2, -1]]).expand(50_000, L), steps, samplers.averaged)
+    assert (x_1[:, 0] == 2).all() and have_distribution(x_1[:, 1], TEXT[2] / TEXT[2].sum())
+
+
 @pytest.mark.parametrize("sampler", [flow.generate, samplers.renoise, mask.generate])
 def test_given_tokens_stay_and_no_mask_is_left(sampler):
     template = torch.randint(-1, 5, (50, 16))
-    text = fill(small_network(), template, 4, sampler, temperature=0.7)
+    text = fill(random_network(vocab_size=6), template, 4, sampler, temperature=0.7)
     assert torch.equal(torch.where(template < 0, -1, text), template)
     assert text.min() >= 0 and text.max() <= (4 if sampler is mask.generate else 5)
 
@@ -165,7 +214,7 @@ def test_the_gradient_of_the_matching_loss(monkeypatch):
     t, n, own = torch.arange(300) / 330, torch.full((300,), 8), torch.arange(300) < 200
     monkeypatch.setattr(matching, "training_states", lambda ema, x_1: (x, t, t, n, own))
     monkeypatch.setattr(matching.flow, "draw", lambda p: x)
-    dfm, other, student = Stub(), Stub(), Stub()
+    dfm, other, student = Recorder(), Recorder(), Recorder()
     student.forward = lambda x_t, t, h: logits
     dfm.table.data *= 3
     places = matching.token_frequency(x, 6, by_place=True)  # (L, V)
@@ -193,7 +242,7 @@ def test_the_gradient_of_the_matching_loss(monkeypatch):
 def test_nothing_moves_when_the_texts_are_distributed_alike(monkeypatch):
     """a = f, the frequencies are equal, and no anchor. A too frequent token moves the student."""
     monkeypatch.setattr(matching, "anchor", lambda *_: torch.zeros(()))
-    dfm, x_1, largest = small_network(), torch.ones(9, 16).long(), []
+    dfm, x_1, largest = random_network(vocab_size=6), torch.ones(9, 16).long(), []
     student, auxiliary = student_from(dfm), matching.Auxiliary(dfm, torch.ones(16, 6) / 6).eval()
     for share in (1 / 6, 0.5):
         auxiliary.frequency[..., 0] = share
@@ -206,7 +255,7 @@ def test_the_states_of_training(monkeypatch):
     """Steps of flow.time_grid. A student that is sure of token 3 has states with kappa + (1 -
     kappa) / V of it, which at k = 0 is noise. The others are texts on the path."""
     monkeypatch.setattr(matching, "text_share", 0.4)
-    student, size = Stub(), 20_000
+    student, size = Recorder(), 20_000
     student.table.data[:, 3] = 99
     x_t, t, h, n, own = matching.training_states(student, torch.full((size, 16), 5))
     path = torch.arange(size) >= 0.6 * size
@@ -249,7 +298,7 @@ def test_the_papers_recipe(monkeypatch):
     rate ends at a tenth, AdamW has all weights, and of the student the fusers alone differ."""
     monkeypatch.setattr(paper, "shortcut_target", lambda network, x_t, t, h, last: (
         network.table[x_t].detach() if last is None else None))
-    student, teacher, x_1 = Stub(), Stub(), torch.randint(6, (400, 16))
+    student, teacher, x_1 = Recorder(), Recorder(), torch.randint(6, (400, 16))
     loss = paper.distillation_loss(student, teacher, x_1, 3.0)
     ((x_t, t, h),) = student.calls
     logits, finest = student(x_t, t, h), (h == 1 / 1024)[:, None]
@@ -258,7 +307,7 @@ def test_the_papers_recipe(monkeypatch):
     torch.testing.assert_close(loss, torch.where(finest, data_loss, kl).mean())
     assert finest.float().mean() == pytest.approx(0.5, abs=0.1)
     assert [paper.schedule(i, 1010, 10) for i in (10, 510, 1010)] == pytest.approx([1, 0.55, 0.1])
-    dfm = small_network()
+    dfm = random_network(vocab_size=6)
     ((group,),) = (o.param_groups for o in paper.make_optimizers(dfm, weight_decay=0.03))
     assert len(group["params"]) == len(list(dfm.parameters())) and group["weight_decay"] == 0.03
     ours, papers = student_from(dfm).state_dict(), paper.student_from(dfm).state_dict()
@@ -269,7 +318,7 @@ def test_the_papers_recipe(monkeypatch):
 
 def test_gpt2_as_the_judge(monkeypatch, capsys):
     """Ids beyond its vocabulary become its last one. Without the library: one line."""
-    network = Stub()
+    network = Recorder()
     network.forward = lambda x: SimpleNamespace(logits=x)
     auto = SimpleNamespace(from_pretrained={"gpt2-large": network}.__getitem__)
     monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(AutoModelForCausalLM=auto))

@@ -33,31 +33,19 @@ def published(source):
 # ------------------------------------------------------------------------------------------------
 # the networks
 
-LOGITS = {
-    "teacher_model": "teacher_logits",
-    "student_model": "student_logits",
-    "student_ema_model": "ema_logits",
-}
-
 
 @torch.no_grad()
-@pytest.mark.parametrize("network", LOGITS)
-def test_logits(network):
+@pytest.mark.parametrize("source, network, x_t, logits", [
+    ("uniform", "teacher_model", "x_t", "teacher_logits"),
+    ("uniform", "student_model", "x_t", "student_logits"),
+    ("uniform", "student_ema_model", "x_t", "ema_logits"),
+    ("mask", "student_model", "masked_x_t", "masked_logits"),  # one token more, MASK
+])
+def test_logits(source, network, x_t, logits):
     given = arrays("model")
-    model = network_of(convert(published("uniform"), network, vocab_size=40))
-    assert model.config.step_aware == (network != "teacher_model")
-    assert model.config.n_head == given["n_heads"]
-    logits = model(given["x_t"], given["t"], given["dt"])
-    torch.testing.assert_close(logits, given[LOGITS[network]], **CLOSE)
-
-
-@torch.no_grad()
-def test_logits_with_mask():
-    """One token more, MASK."""
-    given = arrays("model")
-    model = network_of(convert(published("mask"), "student_model", vocab_size=40))
-    logits = model(given["masked_x_t"], given["t"], given["dt"])
-    torch.testing.assert_close(logits, given["masked_logits"], **CLOSE)
+    model = network_of(convert(published(source), network, vocab_size=40))
+    found = model(given[x_t], given["t"], given["dt"])
+    torch.testing.assert_close(found, given[logits], **CLOSE)
 
 
 @torch.no_grad()

@@ -89,15 +89,10 @@ def test_a_step_against_a_second_computation(source, rule):
         np.testing.assert_allclose(matrix, expected, atol=1e-12)
 
 
-def test_the_tables(capsys):
-    toy.print_table()
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    for source, rule, power in toy.ROWS:
-        errors = [f"{error_of(source, n, rule, power):.3f}" for n in (1, 2, 4, 8, 16, 64)]
-        assert [source, rule, *(["uniform"] if power == 1 else ["power", "2"]), *errors] in lines
-    for power in (1, 2):  # the docstring's
-        assert re.search(" +".join(f"{error_of('uniform', 8, r, power):.3f}" for r in RULES),
-                         toy.__doc__)
+def test_the_table_of_the_docstring():
+    for power in (1, 2):
+        errors = [f"{error_of('uniform', 8, rule, power):.3f}" for rule in RULES]
+        assert re.search(" +".join(errors), toy.__doc__)
 
 
 @pytest.mark.parametrize("source", SOURCES)

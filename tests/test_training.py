@@ -97,19 +97,15 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
 def test_two_processes_train_as_one(stage, out, tmp_path):
     """Three iterations of two forward passes, on one process and on two: the same weights but for
     the order in which gradients are added. One pass an iteration gives others."""
-    settings = ["--iterations=3", "--learning_rate=1e-2", "--warmup=1"]
     weights = []
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29511"]
-    for name, launcher in (("one", []), ("two", torchrun), ("other", [])):
+    for name, launcher, passes in (("one", [], 2), ("two", torchrun, 2), ("other", [], 1)):
         folder = tmp_path / name
         folder.mkdir()
         (folder / "dfm.pt").symlink_to(out / "dfm.pt")
-        overwrite = ["--overwrite"] if stage == "fsdfm" else []
-        if stage == "dfm":
-            (folder / "dfm.pt").unlink()
-        change = "--accumulation=1" if name == "other" else "--accumulation=2"
-        done = run(*launcher, "train.py", stage, "config/tiny.py", f"--out={folder}", *settings,
-                   change, *overwrite)
+        done = run(*launcher, "train.py", stage, "config/tiny.py", f"--out={folder}", "--overwrite",
+                   f"--accumulation={passes}", "--iterations=3", "--learning_rate=1e-2",
+                   "--warmup=1")
         assert done.returncode == 0, done.stderr
         weights.append(torch.load(folder / f"{stage}.pt", weights_only=True)["model"])
     one, two, other = (torch.cat([w.flatten() for w in network.values()]) for network in weights)
@@ -117,11 +113,17 @@ def test_two_processes_train_as_one(stage, out, tmp_path):
 
 
 def test_training_learns(out):
-    """The losses of 24 iterations fall by a fifth and more."""
+    """The losses of 24 iterations fall by a fifth and more, the learning rate over the last half.
+    The EMA moves with the student."""
     for stage in ("judge", "dfm"):
-        rows = csv.DictReader((out / f"{stage}.csv").read_text().splitlines())
-        losses = [float(row["loss"]) for row in rows]
-        assert losses[-1] < 0.8 * losses[0]
+        rows = list(csv.DictReader((out / f"{stage}.csv").read_text().splitlines()))
+        assert float(rows[-1]["loss"]) < 0.8 * float(rows[0]["loss"])
+        rates = [float(row["learning_rate"]) / 6e-3 for row in rows]
+        assert rates == pytest.approx([1, 1, 18 / 24, 10 / 24, 2 / 24])
+    name, dfm, student = "embedding.weight", trained(out / "dfm.pt"), trained(out / "fsdfm.pt")
+    before, ema, after = (weights[name] for weights in (dfm["model"], student["ema"],
+                                                        student["model"]))
+    assert 0 < (ema - after).norm() and 0 < (ema - before).norm()
 
 
 def test_what_train_refuses(out, tmp_path):
