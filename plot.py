@@ -132,13 +132,13 @@ def draw_stories(report):
 
 def draw_ladder(rows, report):
     """Right stories of each rung, a bar for each number of steps, and the DFM's in the most."""
-    rungs = list(dict.fromkeys(row["rung"] for row in rows))
+    rungs = {row["rung"]: row["function"] for row in rows}
     counts = sorted({row["steps"] for row in rows})
     figure, axis = plt.subplots(figsize=(11, 1.5 + 0.85 * len(rungs)), layout="constrained")
     height = 0.8 / len(counts)
     for i, n in enumerate(counts):
         found = [row for row in rows if row["steps"] == n]
-        places = [rungs.index(row["rung"]) + (i + 0.5) * height - 0.4 for row in found]
+        places = [list(rungs).index(row["rung"]) + (i + 0.5) * height - 0.4 for row in found]
         bars = axis.barh(places, [row["right"] for row in found], 0.92 * height,
                          xerr=error_bars(found, "right"), capsize=3, label=f"{n} steps",
                          color=LADDER_COLOURS[i % 4])
@@ -149,7 +149,7 @@ def draw_ladder(rows, report):
     if many and many["steps"] > max(counts):
         axis.axvline(many["right"], color=GREY, linestyle="--", zorder=0,
                      label=f"DFM, {many['steps']:,} steps")
-    axis.set_yticks(range(len(rungs)), [f"{rung}\n{function_of(rows, rung)}" for rung in rungs])
+    axis.set_yticks(range(len(rungs)), ["\n".join(pair) for pair in rungs.items()])
     axis.invert_yaxis()
     axis.set_xlim(0, 1.12)
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
@@ -159,10 +159,6 @@ def draw_ladder(rows, report):
     axis.set_title(f"{counts[0]} steps: from {few[0]['right']:.1%} right stories "
                    f"to {few[-1]['right']:.1%}", loc="left")
     return figure
-
-
-def function_of(rows, rung):
-    return next(row["function"] for row in rows if row["rung"] == rung)
 
 
 def draw_frontier(report):

@@ -112,22 +112,3 @@ def measure(texts, true):
     distances = [(frequencies(texts, three) - frequencies(true, three)).abs().sum().item() / 2
                  for three in itertools.combinations(range(L), 3)]
     return -max(distances)
-
-
-# ------------------------------------------------------------------------------------------------
-# a story
-
-
-def main():
-    from sample import WEIGHTS, load_model
-
-    torch.manual_seed(1)
-    model, tokenizer = load_model(f"{WEIGHTS}/fsdfm.pt")
-    noise = torch.randint(model.config.vocab_size, (1, model.config.block_size))
-    times = time_grid(8)
-    with torch.no_grad():
-        print(tokenizer.decode(generate(model, noise, times)[0].tolist()))
-
-
-if __name__ == "__main__":
-    main()

@@ -34,10 +34,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import model as model_file
 from distill import update_ema
-from flow import draw, generate
+from flow import generate
 from sample import load_model
 
-GPT2 = 50257  # the vocabulary of the paper's networks
 AT_MOST = 15, 5.0  # rounds of a comparison, and seconds; but at least 3 rounds
 
 # ------------------------------------------------------------------------------------------------
@@ -72,22 +71,11 @@ def in_turn(functions, device):
     return [statistics.median(own) for own in times]
 
 
-def extra_memory(function, device):
-    """The most bytes of a GPU that function() needs beyond what was in use before."""
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    function()
-    return torch.cuda.max_memory_allocated(device) - before
-
-
 def compare(part, device, **functions):
     """A line of the table, for two functions. Their median seconds."""
     first, second = in_turn(functions.values(), device)
     names = ", ".join(name.replace("_", " ") for name in functions)
     line = f"| {part}: {names} | {first:.4f} s | {second:.4f} s | {first / second:.2f} |"
-    if device.type == "cuda":
-        memory = [extra_memory(function, device) / 1e6 for function in functions.values()]
-        line += f" {memory[0]:.0f} MB, {memory[1]:.0f} MB |"
     print(line, flush=True)
     return first, second
 
@@ -168,29 +156,11 @@ def compare_training(judge, dfm, fsdfm):
 
 
 @torch.no_grad()
-def write(model, amp, steps, num_samples=1, calls=1):
-    """Texts from noise, num_samples at a time."""
-    for _ in range(calls):
-        shape = (num_samples, model.config.block_size)
-        x_0 = torch.randint(model.config.vocab_size, shape, device=model.embedding.weight.device)
-        with amp:
-            generate(model, x_0, steps)
-
-
-def compare_writing(model, device, amp):
-    L = model.config.block_size
-    texts = partial(write, model, amp)
-    compare(f"a text of {L:,} tokens", device,
-            **{"1,024 steps": partial(texts, 1024), "8 steps": partial(texts, 8)})
-    compare("16 texts in 8 steps", device,
-            one_by_one=partial(texts, 8, calls=16), together=partial(texts, 8, 16))
-
-
-def compare_draws(V, L, device):
-    """One draw from each of L distributions of V tokens."""
-    p = torch.randn(L, V, device=device).softmax(-1)
-    compare(f"draws, V {V:,}, {L:,} tokens", device,
-            multinomial=partial(torch.multinomial, p, 1), flow=partial(draw, p))
+def write(model, amp, steps):
+    """A text from noise."""
+    shape, device = (1, model.config.block_size), model.embedding.weight.device
+    with amp:
+        generate(model, torch.randint(model.config.vocab_size, shape, device=device), steps)
 
 
 def main():
@@ -202,16 +172,13 @@ def main():
         runs = [train_once(stage, arguments, out) for stage in ("judge", "dfm", "fsdfm")]
         device, amp = runs[0].device, runs[0].amp
         model, _ = load_model(f"{out}/fsdfm.pt", device)
-    on_cuda = device.type == "cuda"
-    machine = torch.cuda.get_device_name(device) if on_cuda else (
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else (
         f"{torch.get_num_threads()} threads of {platform.machine()}")
     print(f"{machine}, torch {torch.__version__}, {' '.join(arguments) or 'config/stories.py'}\n")
-    print("| part: first, second | first | second | ratio |" + " extra memory |" * on_cuda)
-    print("| --- | ---: | ---: | ---: |" + " ---: |" * on_cuda, flush=True)
+    print("| part: first, second | first | second | ratio |\n| --- | ---: | ---: | ---: |")
     note = compare_training(*runs)
-    compare_writing(model, device, amp)
-    for V in (model.config.vocab_size, GPT2):
-        compare_draws(V, model.config.block_size, device)
+    compare(f"a text of {model.config.block_size:,} tokens", device, **{
+        "1,024 steps": partial(write, model, amp, 1024), "8 steps": partial(write, model, amp, 8)})
     print(f"\n{note}")
 
 

@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # flow.py is th
 
 import config.command  # before torch
 
-import argparse
 import random
 
 import matplotlib.pyplot as plt
@@ -181,17 +180,12 @@ def draw_shortcut():
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder (default: docs)")
-    out = parser.parse_args().out
     plt.rcParams.update({"font.size": 14, "axes.spines.top": False, "axes.spines.right": False})
     story = load_story()
     pictures = {"path": draw_path(*story), "guess": draw_guess(*story), "jump": draw_jump(*story),
                 "product": draw_product(), "shortcut": draw_shortcut()}
     for name, figure in pictures.items():
-        path = out / f"idea-{name}.png"
+        path = ROOT / f"docs/idea-{name}.png"
         figure.savefig(path, dpi=100)
         print(f"wrote {path}")
 

@@ -7,9 +7,8 @@ from config.command import stop
 from model import Config
 
 
-def load(name, device, tokenizer):
-    """The causal network of that name on the Hugging Face hub, called as model.py's: (x, t) ->
-    logits."""
+def large(device, tokenizer):
+    """GPT-2 Large from the Hugging Face hub, called as a judge of model.py: (x, t) -> logits."""
     if tokenizer["kind"] != "gpt2":
         stop("GPT-2 scores its own tokens: name a --data prepared with --tokenizer gpt2")
     try:
@@ -17,9 +16,9 @@ def load(name, device, tokenizer):
     except ImportError:
         stop("GPT-2 as the judge needs the library transformers: pip install transformers")
     try:
-        network = AutoModelForCausalLM.from_pretrained(name).float().to(device).eval()
+        network = AutoModelForCausalLM.from_pretrained("gpt2-large").float().to(device).eval()
     except (OSError, ValueError) as error:
-        stop(f"{name} cannot be loaded: {str(error).strip().splitlines()[0]}")
+        stop(f"gpt2-large cannot be loaded: {str(error).strip().splitlines()[0]}")
     tokens = network.config.vocab_size
 
     def judge(x, t):  # ids from 50,257 up only fill the vocabulary to a multiple of 64
@@ -27,11 +26,3 @@ def load(name, device, tokenizer):
 
     judge.config = Config(tokens, block_size=1024)
     return judge
-
-
-def large(device, tokenizer):
-    return load("gpt2-large", device, tokenizer)
-
-
-def small(device, tokenizer):
-    return load("gpt2", device, tokenizer)

@@ -106,8 +106,8 @@ def pane(run, runs, clock, tokenizer, width):
     body = wrap(words_of(run, step, tokenizer, since), width)
     if step == run.steps:
         told, below = f"{run.seconds[-1]:.2f} s, {run.verdict()}", run.tally() or below
-        for line in run.mistake_lines():
-            body += [[(part, "title")] for part in textwrap.wrap(line, width)]
+        for mistake in run.mistakes or []:
+            body += [[(part, "title")] for part in textwrap.wrap(str(mistake), width)]
     head = row_of(f"{LABELS[run.name]}, {told}", width)
     blanks = [(" " * (width - sum(len(text) for text, _ in row)), "settled") for row in body]
     return [row_of(title(run, runs), width, "title"), head, row_of(below, width),

@@ -63,9 +63,6 @@ class Run:
         """What is known of the finished text: "right", "3 mistakes", or "" if it is no story."""
         return "" if self.mistakes is None else plural(len(self.mistakes), "mistake") or "right"
 
-    def mistake_lines(self):
-        return [str(mistake) for mistake in self.mistakes or []]
-
     def tally(self):
         """The right stories of those that are counted, and the 95% interval of their share."""
         if self.right is None:

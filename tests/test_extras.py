@@ -325,4 +325,4 @@ def test_gpt2_as_the_judge(monkeypatch, capsys):
     judge = gpt2.large("cpu", {"kind": "gpt2"})
     assert judge(torch.tensor([[0, 5, 6, 99]]), torch.ones(1)).tolist() == [[0, 5, 5, 5]]
     monkeypatch.setitem(sys.modules, "transformers", None)
-    assert "pip install transformers" in refused(capsys, gpt2.small, "cpu", {"kind": "gpt2"})
+    assert "pip install transformers" in refused(capsys, gpt2.large, "cpu", {"kind": "gpt2"})
