@@ -99,7 +99,7 @@ def read_file(path):
         with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
             with io.TextIOWrapper(file, "utf-8-sig") as text:  # without a byte-order mark
                 while piece := text.read(PIECE):
-                    if 2 * piece.count("\0") > len(piece) - 2:  # UTF-16 without a mark
+                    if piece.count("\0") > len(piece) // 3:  # UTF-16 without a mark
                         raise UnicodeError
                     yield piece
     except UnicodeError:

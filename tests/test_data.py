@@ -132,6 +132,8 @@ def test_mistakes(command, tmp_path):
     (tmp_path / "blanks.txt").write_text(" \n" * 999)
     (tmp_path / "folder").mkdir()
     shutil.make_archive("a", "zip", tmp_path / "folder")
+    (tmp_path / "one.txt").write_text("x" * (prepare.PIECE + 1))  # its last piece is one character
+    assert sum(map(len, prepare.read_file(str(tmp_path / "one.txt")))) == prepare.PIECE + 1
     lines = {
         "mine": "no text mine", "mine --text nowhere.txt": "is no file",
         "mine --text folder": "name its files", "mine --text a.zip": "unpack it first",
