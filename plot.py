@@ -171,12 +171,13 @@ def draw_frontier(report):
         rows.sort(key=lambda row: row["temperature"])
         x, y = [row["entropy"] for row in rows], [row["perplexity"] for row in rows]
         style = ("-", "--", ":", "-.")[counts.index(n) % 4]
+        shift = (-24, 5) if model == "dfm" else (5, -13)  # of the labels: above the DFM's line
         axis.plot(x, y, style, color=COLOURS[model], marker=MARKERS[model],
                   label=f"{LABELS[model]}, {n:,} steps")
         axis.errorbar(x, y, [row["perplexity_error"] for row in rows], fmt="none", capsize=3,
                       color=COLOURS[model])
         for row in rows:
-            axis.annotate(f"{row['temperature']:g}", (row["entropy"], row["perplexity"]), (5, -13),
+            axis.annotate(f"{row['temperature']:g}", (row["entropy"], row["perplexity"]), shift,
                           textcoords="offset points", fontsize=9)
     real = report["real"]
     axis.plot(real["entropy"], real["perplexity"], "*", color=GREY, markersize=18,

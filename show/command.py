@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from extras.samplers import renoise
 from flow import generate
-from sample import find_network, load_model, spare_threads
+from sample import find_network, load_checkpoint, load_model, spare_threads
 from show.race import on_terminal, print_end, show_race
 from show.run import LABELS, count_right, record
 
@@ -63,8 +63,10 @@ def parse_runner(text):
 def default_runners(out):
     """The contrast that is seen best. FS-DFM as the student is right where the teacher in as many
     steps is wrong with 27 of 100 seeds, and the reverse with 10."""
-    student = "dmd" if os.path.exists(find_network(out, "dmd")) else "fsdfm"
-    return ["dfm:1024", "dfm:4", f"{student}:4"]
+    dfm, dmd = (find_network(out, name) for name in ("dfm", "dmd"))
+    fits = all(map(os.path.exists, (dfm, dmd))) and (
+        load_checkpoint(dfm)["tokenizer"] == load_checkpoint(dmd)["tokenizer"])
+    return ["dfm:1024", "dfm:4", f"{'dmd' if fits else 'fsdfm'}:4"]
 
 
 def load_networks(names, out, device):

@@ -43,7 +43,8 @@ NARROWEST = 36  # columns of a pane
 FRAME = 0.05  # seconds between two pictures
 HOLD = 0.5  # seconds of the viewer in which a word that changed stays marked
 
-KEYS = "space pause, q quit", "r replay, s another seed, q quit"  # while it runs, and at the end
+# while it runs, and at the end
+KEYS = "space pause, b back, q quit", "r replay, b back, s seed, q quit"
 
 ALTERNATE_SCREEN, NORMAL_SCREEN = "\033[?1049h\033[?25l", "\033[?25h\033[?1049l"
 HOME, CLEAR_LINE, CLEAR_BELOW = "\033[H", "\033[K", "\033[J"
@@ -188,6 +189,11 @@ class Clock:
             if before < self.slow_until < self.now:  # the speed changes here
                 self.now = self.slow_until
 
+    def back(self):
+        """To the step before of the run of fewest steps, and paused."""
+        run = longest_and_shortest(self.runs)[1]
+        self.now, self.paused = run.seconds[max(0, run.step_at(self.now) - 1)], True
+
     def steps_of(self, run):
         """The finished steps of a run, now and when its marks begin. Runs of as many steps move
         together."""
@@ -270,8 +276,11 @@ class Show:
             self.looked = now
             if now - self.drawn > FRAME:
                 self.draw()
-            if key_within(0 if self.clock.now >= seconds else FRAME) == " ":
+            key = key_within(0 if self.clock.now >= seconds else FRAME)
+            if key == " ":
                 self.clock.paused = not self.clock.paused
+            elif key == "b":
+                self.clock.back()
 
 
 def show_race(runners, run, count, tokenizer, pace, seed):
@@ -295,11 +304,13 @@ def show_race(runners, run, count, tokenizer, pace, seed):
                 tally = count(show.runs, seed)
                 seed += 1
             elif key == "r":
-                show.clock = Clock(show.runs, pace)
+                show = Show(show.runs, tokenizer, pace)
+            elif key == "b":
+                show.clock.back()
             show.until(show.clock.end())
             for _ in tally:  # it goes on after a replay
                 show.draw()
-                if (key := key_within(0)) in ("r", "s"):
+                if (key := key_within(0)) in ("b", "r", "s"):
                     break
             else:
                 show.draw()

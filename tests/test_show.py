@@ -209,6 +209,7 @@ def test_the_checker_of_the_page_is_the_checker():
 IN_BROWSER = """<pre id="report"></pre><iframe></iframe><script>
 const errors = [];
 addEventListener("error", ({message}) => errors.push(message));
+addEventListener("unhandledrejection", ({reason}) => errors.push(String(reason)));
 const unfinished = document.querySelector("iframe").contentDocument;
 unfinished.open(); // --dump-dom waits until it is closed
 addEventListener("DOMContentLoaded", async () => {
@@ -307,7 +308,7 @@ def test_the_race_on_a_terminal(tmp_path):
     if process == 0:
         os.chdir(tmp_path)
         os.environ |= {"COLUMNS": "80", "LINES": "24"}
-        words = "--race dfm:40 fsdfm:2 --pace 0.1".split()
+        words = "--race dfm:40 fsdfm:2 --pace 0.5".split()
         os.execv(sys.executable, [sys.executable, ROOT / "sample.py", *words])
     written, keys = "", ["q", "r"]  # replay, then quit
     with open(master, "rb", buffering=0) as terminal, contextlib.suppress(OSError):  # its end
@@ -320,3 +321,4 @@ def test_the_race_on_a_terminal(tmp_path):
     assert "space pause" in written and "\033[1;30;46m" in written
     assert written.rindex("\033[?1049l") > written.rindex("\033[?1049h")
     assert "teacher in 40." in written and "seed 1: " in written
+    assert "times slower" in written[written.index("r replay") :]  # from the first step
