@@ -259,7 +259,7 @@ def main():
     real = torch.from_numpy(held_out(meta, tokens, L)).to(device)
     report = {"length": L, "real": {"model": "real"} | measure(real, judge, tokenizer), "rows": []}
     jobs = [(name, n, T, texts if n < SLOW else -(-texts // 8)) for name in networks
-            for n in arguments.steps or (STEPS if name == "dfm" else STEPS[:7])
+            for n in arguments.steps or (STEPS if name == "dfm" else STEPS[:-1])
             for T in arguments.temperatures]
     bar = tqdm(total=sum(n * count for _, n, _, count in jobs), desc="measuring", unit="step",
                unit_scale=True)

@@ -36,8 +36,8 @@ from model import Config, next_token_nll, student_from
 from sample import load_checkpoint, network_of, printable
 
 # ------------------------------------------------------------------------------------------------
-# a config file is run here, among these names, so it may define any of them anew: these two
-# functions, and all that is imported above
+# read_settings below runs a config file among these names, so it may define any of them anew: these
+# two functions, and all that is imported above
 
 
 def make_optimizers(model, weight_decay):
@@ -152,9 +152,9 @@ torch.manual_seed(seed)
 path, checkpoint = f"{out}/{stage}.pt", None
 if resume and os.path.exists(path):
     checkpoint = load_fitting(path)
-    if checkpoint["settings"]["data"] != data:
-        stop(f"{path} was trained on data/{checkpoint['settings']['data']}: to go on with another "
-             f"text once it is finished, --init_from={path} and another --out")
+    if checkpoint["settings"].get("data") != data:
+        stop(f"{path} was not trained on data/{data}: to go on with another text once it is "
+             f"finished, --init_from={path} and another --out")
     model = network_of(checkpoint, weights="model")
     if checkpoint["iteration"] >= iterations:
         print(f"{path} is finished ({checkpoint['iteration']} iterations)")
@@ -296,10 +296,10 @@ bar = tqdm(range(start, iterations), f"training {stage}", iterations, initial=st
 began = time.perf_counter() - seconds
 total_loss, logged = torch.zeros((), device=device), start
 for iteration in bar:
-    rate = learning_rate * schedule(iteration, iterations, warmup, cooldown)
+    lr = learning_rate * schedule(iteration, iterations, warmup, cooldown)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = lr
     for i in range(accumulation):
         # a seed for every forward pass: a resumed run sees what an undisturbed one would have seen,
         # and N processes what one would have (on CUDA with --compile=False)
@@ -327,7 +327,7 @@ for iteration in bar:
     validates = done % validate_every == 0 or done == iterations
     if rank == 0 and (done % 10 == 0 or validates):
         seconds = time.perf_counter() - began
-        row = [done, total_loss.item() / (done - logged), round(seconds, 2), rate, norm.item()]
+        row = [done, total_loss.item() / (done - logged), round(seconds, 2), lr, norm.item()]
         total_loss.zero_()
         logged = done
         bar.set_postfix(loss=f"{row[1]:.3f}")

@@ -33,7 +33,7 @@ def stop(message):
 def explain(kind, error):
     """The line for an error that is expected now and then; None for one that is a bug of ours."""
     text = (str(error).strip() or kind.__name__).splitlines()[0]
-    if kind.__name__ == "OutOfMemoryError" or "allocate memory" in text or kind is MemoryError:
+    if "Memory" in kind.__name__ or "allocate memory" in text:
         return "there is not enough memory: try a smaller batch_size (or fewer texts), or dim"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
         return f"{error.strerror}: {error.filename or 'a file'}; what was there before is as it was"
@@ -90,6 +90,8 @@ def read_settings(settings, stages, default):
             run_file(settings, known, argument)
         elif name.replace("-", "_") not in known:
             stop(f"there is no setting {name}{near(name, known)} (see --help)")
+        elif not equals and not isinstance(settings[name.replace("-", "_")], bool):
+            stop(f"{argument} needs a value: {argument}=VALUE (see --help)")
         else:
             set_value(settings, name.replace("-", "_"), value if equals else "True")
     return known

@@ -28,9 +28,8 @@ def load_tokens(name):
         meta = json.loads((folder / "meta.json").read_text())
         tokens = {s: np.memmap(folder / f"{s}.bin", np.uint16, "r") for s in ("train", "val")}
     except FileNotFoundError as error:
-        own = "" if name in ("stories", "pydocs") else " --text FILE"
-        stop(f"there is no {Path(error.filename).name} in data/{name}: "
-             f"run `python data/prepare.py {name}{own}`")
+        stop(f"there is no {Path(error.filename).name} in data/{name}: run `python data/prepare.py "
+             f"{name}` (a text of your own: with --text FILE)")
     except (ValueError, OSError) as error:
         stop(f"data/{name} is damaged ({error}): delete it and prepare it again")
     return meta, tokens

@@ -134,7 +134,7 @@ def test_what_the_commands_refuse(tmp_path):
         (["sample.py", "--sampler", "extras.samplers.nope"], "there is no function"),
         (["sample.py", "--device", "cuda"], "no cuda"),
         (["eval.py", "--out", tmp_path], "python train.py judge"),
-        (["eval.py", "--data", "nope"], "python data/prepare.py nope --text FILE"),
+        (["eval.py", "--data", "nope"], "python data/prepare.py nope` (a text"),
         (["plot.py", "--out", tmp_path], "python eval.py"),
     ]
     for arguments, message in cases:

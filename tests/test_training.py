@@ -137,7 +137,7 @@ def test_what_train_refuses(out, tmp_path):
         (["dfm", "config/nope.py"], "there is no file config/nope.py"),
         (["dfm", "--seed=one"], "--seed takes a value like 1"),
         (["dfn"], "judge, dfm, fsdfm"),
-        (["dfm", "--data=nope"], "python data/prepare.py nope --text FILE"),
+        (["dfm", "--data=nope"], "python data/prepare.py nope` (a text"),
         (["dfm", "--device=cuda"], "no cuda"),
         (["fsdfm", f"--out={tmp_path}"], "python train.py dfm"),
         (["dfm", "--block_size=4096", f"--out={tmp_path}"], "block_size 4096"),
@@ -157,7 +157,7 @@ def test_a_student_needs_a_finished_dfm(out, tmp_path):
     done = train("fsdfm", tmp_path)
     assert done.returncode == 2 and "is not finished" in done.stderr
     torch.save(checkpoint | {"settings": {"data": "other"}}, tmp_path / "dfm.pt")
-    assert "was trained on data/other" in train("dfm", tmp_path, "--resume").stderr
+    assert "was not trained on data" in train("dfm", tmp_path, "--resume").stderr
 
 
 def test_a_finished_run_says_so_and_others_start_from_it(out, tmp_path):
