@@ -1,5 +1,5 @@
 """Distribution matching (extras/matching.py) of real text. Not run since the student is trained
-in 4 and 8 steps alone: the figures of docs/results.md are of commit bb7639d."""
+in 4 and 8 steps alone: the figures of docs/lab-notebook.md are of commit bb7639d."""
 
 data, out = "pydocs", "out-pydocs"
 iterations, learning_rate = 800, 2e-4

@@ -20,7 +20,7 @@ from functools import partial
 import torch
 
 import flow
-from flow import cumulative_scalar, generate, jump, kappa, rate
+from flow import cumulative_scalar, generate, kappa, rate
 
 
 def towards_text(x_t, logits, p_jump, last):
@@ -56,26 +56,7 @@ def likeliest_last(step):
     return chosen
 
 
-def leave_one_out_step(T, step=jump):
-    """A step at another kind of temperature (arXiv 2605.22765).
-
-    The posterior of a token is what all *other* tokens say, times what x_t itself says, which
-    Bayes' rule knows: x_t is 1 + V kappa / (1 - kappa) times as likely if the token of the text is
-    x_t. Here T sharpens the first factor alone. The ordinary temperature raises the second to the
-    power 1/T as well, and so keeps x_t too often.
-    """
-
-    def sharpened(x_t, logits, t, h, last):
-        k = kappa(t).clamp(max=0.999)[:, None, None]  # (B, 1, 1)
-        itself = torch.log1p(logits.shape[-1] * k / (1 - k)).expand(*x_t.shape, 1)  # (B, L, 1)
-        others = logits.float().scatter_add(-1, x_t[..., None], -itself)
-        return step(x_t, (others / T).scatter_add(-1, x_t[..., None], itself), t, h, last)
-
-    return sharpened
-
-
 euler = partial(generate, step=euler_step)
 averaged = partial(generate, step=averaged_step)
 renoise = partial(generate, step=likeliest_last(renoise_step))
-leave_one_out = partial(generate, step=leave_one_out_step(0.8))
 uniform_grid = partial(generate, power=1.0)  # that of the paper

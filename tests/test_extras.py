@@ -63,18 +63,6 @@ def test_draws_by_blocks(monkeypatch):
     assert have_distribution(fast.draw(p.expand(50_000, 70)), p / p.sum())
 
 
-def test_leave_one_out_temperature():
-    """By Bayes' rule: what the other tokens say is sharpened, what x_t says of itself is not."""
-    t, x_t = torch.tensor([0.0, 0.3, 0.9]), torch.tensor([[0, 1], [2, 3], [3, 3]])
-    others, k = torch.rand(3, 2, V).softmax(-1), flow.kappa(t)[:, None, None]
-    likelihood = k * torch.eye(V)[x_t] + (1 - k) / V  # (3, 2, V): p(x_t | x_1)
-    logits = (others * likelihood).log()
-    for T in (0.5, 1.0):
-        sharpened = samplers.leave_one_out_step(T, step=lambda x_t, logits, t, h, last: logits)
-        p, q = sharpened(x_t, logits, t, None, None).softmax(-1), others ** (1 / T) * likelihood
-        torch.testing.assert_close(p, q / q.sum(-1, keepdim=True))
-
-
 @pytest.mark.parametrize("steps, options", [(1, {}), (2, {}), (8, {}), (8, {"power": 2.0})])
 def test_the_mask_sampler_draws_from_the_exact_distribution(steps, options):
     texts = texts_of(ExactNetwork("mask"), mask.generate, steps, **options)
