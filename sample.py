@@ -107,7 +107,7 @@ def at_temperature(model, T):
     sure of the likeliest token."""
 
     def network(x, t, h=None):
-        return model(x, t, h) / max(T, 1e-4)
+        return model(x, t, h).float() / max(T, 1e-4)
 
     network.config = model.config
     return network
@@ -162,10 +162,11 @@ def write(model, tokenizer, prompt="", num_samples=1, steps=8, seed=None, **opti
     L, device = model.config.block_size, next(model.parameters()).device
     ids = prompt_ids(prompt, tokenizer, L)
     template = torch.tensor(ids + [-1] * (L - len(ids)), device=device)
-    texts = []
+    texts, start = [], len(tokenizer.decode(ids))  # the prompt is given back as it was
     for first in range(0, num_samples, AT_A_TIME):
         rows = template.expand(min(AT_A_TIME, num_samples - first), L)
-        texts += [tokenizer.decode(row) for row in fill(model, rows, steps, **options).tolist()]
+        written = fill(model, rows, steps, **options).tolist()
+        texts += [prompt + tokenizer.decode(row)[start:] for row in written]
     return texts
 
 

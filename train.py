@@ -32,7 +32,7 @@ from data.tokenizer import Tokenizer
 from data.tokens import load_tokens
 from distill import distillation_loss, update_ema
 from flow import dfm_loss
-from model import Config, next_token_nll, student_from
+from model import Block, Config, next_token_nll, student_from
 from sample import load_checkpoint, network_of, printable
 
 # ------------------------------------------------------------------------------------------------
@@ -44,8 +44,8 @@ def make_optimizers(model, weight_decay):
     """Muon (Jordan et al. 2024) for the matrices of attention and MLP: its every update is made
     orthogonal, so that rare directions count as much as frequent ones. AdamW for the rest, and for
     all weights of a network of yours that has no such blocks."""
-    inner = [p for block in getattr(model, "blocks", []) for part in (block.attention, block.mlp)
-             for p in part.parameters() if p.ndim == 2]
+    inner = [p for block in model.modules() if isinstance(block, Block)
+             for part in (block.attention, block.mlp) for p in part.parameters() if p.ndim == 2]
     inner_ids = {id(p) for p in inner}
     rest = [p for p in model.parameters() if id(p) not in inner_ids]
     optimizers = [torch.optim.AdamW(rest, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]

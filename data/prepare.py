@@ -99,7 +99,8 @@ def read_file(path):
         with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
             with io.TextIOWrapper(file, "utf-8-sig") as text:  # without a byte-order mark
                 while piece := text.read(PIECE):
-                    if piece.count("\0") > len(piece) // 3:  # UTF-16 without a mark
+                    controls = len(re.findall(r"[\0-\x08]", piece))
+                    if 20 * controls > len(piece) + 20:  # UTF-16 without a mark
                         raise UnicodeError
                     yield piece
     except UnicodeError:
@@ -149,7 +150,8 @@ def prepare_text(arguments, source, kind, texts, held_out=None):
     cuts = [n if held_out else int(n * (1 - arguments.validation)) for n in lengths]
     length, cut = sum(lengths), sum(cuts)
     if length < 1000 or cut == 0 or (cut == length and not held_out):
-        stop(f"the text is too short: {cut} characters to train on, {length - cut} to hold out")
+        stop(f"the text is too short: {cut} characters to train on, {length - cut} to hold out. "
+             "Give more text, or hold out more of it: --validation")
     if not any(piece.strip() for text in texts for piece in text()):
         stop("the text has nothing but blanks")
 
@@ -277,8 +279,8 @@ def parse_arguments():
     add("name", help=f"{', '.join(NAMES)}, or one of your own for --text: the folder in data/")
     add("--text", nargs="+", metavar="FILE", default=[], help="UTF-8 files to use instead")
     add("--tokenizer", choices=("bpe", "word", "char", "gpt2"), help="byte pairs learned here, "
-        "words, characters, or GPT-2's byte pairs (default: char for shakespeare, gpt2 for the "
-        "other downloads, else bpe)")
+        "words (for stories), characters, or GPT-2's byte pairs (default: char for shakespeare, "
+        "gpt2 for the other downloads, else bpe)")
     add("--tokens-of", metavar="NAME", help="use the tokens of this prepared text instead")
     add("--vocab-size", type=int, default=1024, help="of bpe or word, 257 to 65536 (1024)")
     add("--validation", type=float, default=0.1, help="part of the text that is held out (0.1)")

@@ -1,6 +1,7 @@
 """Tokenizers: text to token ids and back.
 
-    word    every frequent word or mark is a token; rare words become [unk]
+    word    every frequent word or mark is a token; rare words become [unk]. For stories: of another
+            text the blanks are lost, and words break at apostrophes
     char    every frequent character is a token; rare characters become U+FFFD
     bpe     byte-level byte-pair encoding (BPE), learned here
     gpt2    GPT-2's own byte pairs, which tiktoken downloads at first use
@@ -135,7 +136,7 @@ def count_words(pieces, most=2**19):
         if sum(map(len, whole)) > most:
             break
     # words without an end, as in a protein, are cut short: every merge would touch all of them
-    longest = 256 if sum(map(len, whole)) < 20 * len(whole) else 16
+    longest = 256 if sum(map(len, whole)) < 20 * len(whole) else 6
     counts = Counter()
     for word, n in whole.items():
         for i in range(0, len(word), longest):

@@ -27,7 +27,7 @@ from sample import (
 )
 
 SHARE = 0.25  # of the training texts have given tokens
-BLANK = re.compile(r"_(\d+)_|(_{3,})")
+BLANK = re.compile(r"(?<![A-Za-z0-9_])(?:_(\d+)_|(_{3,}))(?![A-Za-z0-9_])")  # no part of a name
 
 # ------------------------------------------------------------------------------------------------
 # training: the losses of the core, for config/stories_long.py
@@ -59,7 +59,10 @@ def infill_template(text, tokenizer, length):
     stands for as many tokens as it has underscores, _12_ for 12."""
     ids, end = [], 0
     for blank in BLANK.finditer(text):
-        ids += prompt_ids(text[end : blank.start()], tokenizer, length)
+        before = text[end : blank.start()]
+        if tokenizer.kind in ("bpe", "gpt2"):  # a written word brings its own blank
+            before = before.removesuffix(" ")
+        ids += prompt_ids(before, tokenizer, length)
         ids += [-1] * (int(blank[1][:7]) if blank[1] else len(blank[2]))
         end = blank.end()
     ids += prompt_ids(text[end:], tokenizer, length)

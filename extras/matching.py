@@ -235,6 +235,8 @@ def start(place):
     checkpoint, source = None, load_checkpoint(f"{out}/dfm.pt")
     if resume and os.path.exists(path):
         checkpoint = load_checkpoint(path)
+    if checkpoint and checkpoint["settings"].get("data", data) != data:
+        stop(f"{path} was trained on another text than data/{data}: name its --data")
     meta, tokens = load_tokens(data)
     if source["tokenizer"] != meta["tokenizer"]:
         stop(f"{out}/dfm.pt has other tokens than data/{data}: name its --data")
@@ -273,7 +275,8 @@ def main():
     if autocast(place).fast_dtype == torch.float16:
         stop("this GPU has no bfloat16, which distribution matching needs: --device=cpu")
     L = dfm.config.block_size
-    settings = {"iterations": iterations, "seed": seed, "sampler": "extras.samplers.renoise",
+    settings = {"iterations": iterations, "seed": seed, "data": data,
+                "sampler": "extras.samplers.renoise",
                 "architecture": f"{type(dfm).__module__}.{type(dfm).__name__}"}
     began = time.perf_counter() - seconds
     bar = tqdm(range(first, iterations), "training dmd", iterations, initial=first)

@@ -115,7 +115,9 @@ def main():
 
         live = {name: networks[name] for name in ("dfm", student)} if arguments.live else None
         command = f"python sample.py {shlex.join(sys.argv[1:])}"
-        command += f" (seed {arguments.seed}; {files})"
+        rules = ", ".join(f"{name} by {'jump' if network.sampler is generate else 'renoise'}"
+                          for name, network in networks.items())
+        command += f" (seed {arguments.seed}; {files}; {rules})"
         write_page(arguments.html, page_data(runs, tokenizer, command), live)
         print(f"{arguments.html}: open it in a browser")
     if arguments.gif:

@@ -67,9 +67,15 @@ function statesOf(run) {
   return states;
 }
 
-// The words of tokens, without the padding at the end.
+// The words of tokens, without the padding at the end. Pieces of byte pairs are bytes: a character
+// of several tokens stands at the last of them.
 function wordsOf(tokens) {
-  const words = tokens.map((token) => data.tokens.pieces[token]);
+  let words = tokens.map((token) => data.tokens.pieces[token]);
+  if (["bpe", "gpt2"].includes(data.tokens.kind)) {
+    const utf8 = new TextDecoder();
+    const bytes = (piece) => Uint8Array.from(piece, (byte) => byte.charCodeAt(0));
+    words = words.map((piece, i) => utf8.decode(bytes(piece), { stream: i + 1 < words.length }));
+  }
   while (words.length && words.at(-1) === data.tokens.pad) words.pop();
   return words;
 }
@@ -154,7 +160,7 @@ function showTip(word) {
   make(tip, "p", "", rows.length ? expected : "No prediction yet.");
   for (const [token, p] of rows) {
     const row = make(tip, "div");
-    const piece = token === null ? "all others" : data.tokens.pieces[token];
+    const piece = token === null ? "all others" : wordsOf([token])[0] ?? data.tokens.pad;
     make(row, "b", "", token === state.tokens[place] ? `\u25b8 ${piece}` : piece);
     make(row, "i").style.width = `${8 * p}em`;
     make(row, "span", "", `${(100 * p).toFixed(p < 0.1 ? 1 : 0)}%`);

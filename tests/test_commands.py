@@ -39,6 +39,7 @@ def test_given_tokens_guide_the_others(student):
     """Networks that were trained with given tokens keep to the names of a prompt: at least 24 of 32
     stories speak of Mia again. (Without the prompt 1 in 16 has her.)"""
     model, tokenizer = student
+    assert write(model, tokenizer, "Mia  had", steps=1)[0].startswith("Mia  had ")  # as given
     texts = write(model, tokenizer, prompt="Mia had a golden kite.", num_samples=32, seed=1)
     assert all(text.startswith("Mia had a golden kite.") for text in texts)
     assert sum(text.count("Mia") > 1 for text in texts) >= 24

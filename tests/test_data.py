@@ -128,7 +128,7 @@ def test_another_alphabet_is_held_out(command, tmp_path):
 
 def test_mistakes(command, tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"na\xefve " * 300)
-    (tmp_path / "utf16.txt").write_text(ENGLISH, "utf-16-le")
+    (tmp_path / "utf16.txt").write_text("Мир и земля. " * 99, "utf-16-le")
     (tmp_path / "blanks.txt").write_text(" \n" * 999)
     (tmp_path / "folder").mkdir()
     shutil.make_archive("a", "zip", tmp_path / "folder")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import distill
 import flow
-from data.tokenizer import Tokenizer, describe_words
+from data.tokenizer import Tokenizer, describe_words, learn_bpe
 from exact import ExactNetwork, Recorder, exact_bound, have_distribution, texts_of
 from extras import gpt2, infill, mask, matching, paper, samplers
 from model import student_from
@@ -193,6 +193,9 @@ def test_blanks_of_a_template(capsys):
     assert template("a ___ b _12_ a", words, length=18) == [2, -1, -1, -1, 3] + 12 * [-1] + [2]
     for text, message in (("a b", "no blank"), ("a ___ b _14_", "19 tokens"), ("c ___", "'c'")):
         assert message in refused(capsys, template, text, words, 18)
+    assert not infill.BLANK.search("layer_0_weight, a___b, __init__")
+    pairs = Tokenizer(learn_bpe(["a cat"], 256))
+    assert template("a ___ b", pairs, 18) == [97, -1, -1, -1, 32, 98]  # its blank is written, too
 
 
 def test_the_gradient_of_the_matching_loss(monkeypatch):

@@ -19,13 +19,13 @@ import torch
 
 from config.command import autocast
 from data.stories import Mistake, check, make_story, vocabulary
-from data.tokenizer import Tokenizer, describe_words, join_words, split_words
+from data.tokenizer import Tokenizer, describe_words, join_words, learn_bpe, split_words
 from extras.samplers import renoise
 from flow import generate
 from model import Config, Transformer
 from sample import load_model, network_of, write
 from show.command import main
-from show.page import grammar_data, network_data, page_data, quantize, write_page
+from show.page import grammar_data, network_data, page_data, pieces_of, quantize, write_page
 from show.race import Clock, paint, pane, picture
 from show.run import Run, conclusion, likelier_noise, record, statuses
 
@@ -120,6 +120,12 @@ def test_the_clock_slows_for_the_few_steps():
     assert conclusion([many, twin, few]) == (
         "The student wrote a right story in 8 steps, 1000 times faster than the teacher in 100; "
         "in 8 steps the teacher wrote a story with 3 mistakes.")
+
+
+def test_a_character_of_several_tokens_on_the_page():
+    tokenizer = Tokenizer(learn_bpe(["é 中国"], 256))
+    pieces, ids = pieces_of(tokenizer)["pieces"], tokenizer.encode("中 é").tolist()
+    assert "".join(pieces[i] for i in ids).encode("latin-1").decode() == "中 é"
 
 
 def test_the_exact_world_of_the_page():
