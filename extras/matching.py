@@ -1,7 +1,6 @@
 """Distribution matching: a student whose texts, not its predictions, are those of the DFM.
 
-    python -m extras.matching                                    stories, from out/dfm.pt
-    python -m extras.matching config/matching_text.py --out=...  real text
+    python -m extras.matching            a student of stories, from out/dfm.pt
 
 FS-DFM teaches a later prediction, and a network that predicts every token by itself cannot make the
 tokens of one step agree by predicting better. Here the student p(y | x_t) may predict what it
@@ -52,7 +51,7 @@ from flow import sample_path
 from model import student_from
 from sample import load_checkpoint, network_of
 
-# settings, of stories; config/matching_text.py has those of real text
+# settings, of stories
 data = "stories"
 out = "out"
 batch_size = 16
@@ -62,7 +61,6 @@ warmup = 50
 auxiliary_rate = 5.0  # the auxiliary's learning rate is so many times as high
 ema_decay = 0.97
 frequency_weight = 8.0  # of the frequency term
-frequency_by_place = True  # counted for each place of a text, or over all
 anchor_weight = 0.15
 text_share = 0.3  # of the states x_t that are true texts on the path
 save_every = 200
@@ -246,7 +244,7 @@ def start(place):
     dfm = network_of(source).to(place).requires_grad_(False)
     config = dfm.config
     sample = texts(tokens["train"], meta["row"], config.block_size, FREQUENCY_TEXTS)
-    frequency = token_frequency(sample, config.vocab_size, frequency_by_place)
+    frequency = token_frequency(sample, config.vocab_size, by_place=meta["row"] > 1)
     auxiliary = Auxiliary(dfm, frequency).to(place).train()
     student = student_from(dfm).to(place).train()
     ema = copy.deepcopy(student).requires_grad_(False).eval()
