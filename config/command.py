@@ -86,14 +86,15 @@ def read_settings(settings, stages, default):
         arguments.insert(0, str(ROOT / default))
     for argument in arguments:
         name, equals, value = argument.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
         if not argument.startswith("--"):
             run_file(settings, known, argument)
-        elif name.replace("-", "_") not in known:
+        elif name not in known:
             stop(f"there is no setting {name}{near(name, known)} (see --help)")
-        elif not equals and not isinstance(settings[name.replace("-", "_")], bool):
+        elif not equals and not isinstance(settings[name], bool):
             stop(f"{argument} needs a value: {argument}=VALUE (see --help)")
         else:
-            set_value(settings, name.replace("-", "_"), value if equals else "True")
+            set_value(settings, name, value if equals else "True")
     return known
 
 

@@ -56,7 +56,8 @@ def distillation_loss(student, teacher, x_1, largest_weight=math.inf):
 
 def infill_template(text, tokenizer, length):
     """Token ids, a list, with -1 for each token to be written: ___ (three underscores or more)
-    stands for as many tokens as it has underscores, _12_ for 12."""
+    stands for as many tokens as it has underscores, _12_ for 12. Underscores of a name, as in
+    layer_0_weight, are text."""
     ids, end = [], 0
     for blank in BLANK.finditer(text):
         before = text[end : blank.start()]

@@ -233,8 +233,8 @@ def start(place):
     checkpoint, source = None, load_checkpoint(f"{out}/dfm.pt")
     if resume and os.path.exists(path):
         checkpoint = load_checkpoint(path)
-    if checkpoint and checkpoint["settings"].get("data", data) != data:
-        stop(f"{path} was trained on another text than data/{data}: name its --data")
+        if checkpoint["settings"].get("data", data) != data:
+            stop(f"{path} was trained on another text than data/{data}: name its --data")
     meta, tokens = load_tokens(data)
     if source["tokenizer"] != meta["tokenizer"]:
         stop(f"{out}/dfm.pt has other tokens than data/{data}: name its --data")

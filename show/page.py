@@ -55,11 +55,14 @@ def run_data(run, runs):
 
 
 def pieces_of(tokenizer):
-    """The str of each token, the kind of tokens, and the words that no blank stands before."""
-    pieces = [tokenizer.pieces([i])[0] or PAD for i in range(tokenizer.vocab_size)]
+    """The str of each token (of byte pairs a character is a byte), the kind of tokens, and the words
+    that no blank stands before."""
+    ids = range(tokenizer.vocab_size)
     if tokenizer.kind in ("bpe", "gpt2"):  # bytes, since a character may have several tokens
-        known = [tokenizer.bpe.decode_single_token_bytes(i) for i in range(tokenizer.bpe.n_vocab)]
-        pieces = [token.decode("latin-1") for token in known] + pieces[len(known) :]
+        known, bytes_of = tokenizer.bpe.n_vocab, tokenizer.bpe.decode_single_token_bytes
+        pieces = [bytes_of(i).decode("latin-1") if i < known else "" for i in ids]
+    else:
+        pieces = [tokenizer.pieces([i])[0] or PAD for i in ids]
     return {"pieces": pieces, "pad": PAD, "kind": tokenizer.kind, "marks": MARKS}
 
 

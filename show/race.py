@@ -190,8 +190,8 @@ class Clock:
                 self.now = self.slow_until
 
     def back(self):
-        """To the step before of the run of fewest steps, and paused."""
-        run = longest_and_shortest(self.runs)[1]
+        """To the step before, of the run of fewest steps, and paused."""
+        run = min(self.runs, key=lambda run: run.steps)
         self.now, self.paused = run.seconds[max(0, run.step_at(self.now) - 1)], True
 
     def steps_of(self, run):

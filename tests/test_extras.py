@@ -278,6 +278,10 @@ def test_a_killed_run_of_matching_resumes_to_the_same_weights(tmp_path, monkeypa
 
     whole = matched("-m", "extras.matching")
     assert "--overwrite" in refused(capsys, matching.start, torch.device("cpu"))
+    with monkeypatch.context() as other:
+        other.setattr(matching, "resume", True)
+        other.setattr(matching, "data", "pydocs")
+        assert "another text" in refused(capsys, matching.start, torch.device("cpu"))
     (tmp_path / "dmd.pt").unlink()
     assert matched("-c", kill, status=-9)["iteration"] == 2
     assert same(whole, matched("-m", "extras.matching")) and whole["iteration"] == 6

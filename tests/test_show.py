@@ -120,6 +120,9 @@ def test_the_clock_slows_for_the_few_steps():
     assert conclusion([many, twin, few]) == (
         "The student wrote a right story in 8 steps, 1000 times faster than the teacher in 100; "
         "in 8 steps the teacher wrote a story with 3 mistakes.")
+    for step in (7, 6):
+        clock.back()
+        assert clock.paused and clock.steps_of(twin)[0] == step
 
 
 def test_a_character_of_several_tokens_on_the_page():

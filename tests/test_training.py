@@ -136,6 +136,7 @@ def test_what_train_refuses(out, tmp_path):
         (["dfm", tmp_path / "misspelt.py"], "did you mean iterations?"),
         (["dfm", "config/nope.py"], "there is no file config/nope.py"),
         (["dfm", "--seed=one"], "--seed takes a value like 1"),
+        (["dfm", "--out"], "--out needs a value"),
         (["dfn"], "judge, dfm, fsdfm"),
         (["dfm", "--data=nope"], "python data/prepare.py nope` (a text"),
         (["dfm", "--device=cuda"], "no cuda"),
