@@ -229,7 +229,7 @@ def student_from(dfm):
     that read E_h(h) start at 0.
     """
     student = type(dfm)(replace(dfm.config, step_aware=True))
-    keys = student.load_state_dict(dfm.state_dict(), strict=False)  # the biases of W1 and W2 are 0
+    keys = student.load_state_dict(dfm.state_dict(), strict=False)  # biases of W1 and W2 are 0
     assert not keys.unexpected_keys, f"the student has no {keys.unexpected_keys}"
     eye = torch.eye(dfm.config.cond_dim)
     for module in student.modules():

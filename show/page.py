@@ -55,8 +55,8 @@ def run_data(run, runs):
 
 
 def pieces_of(tokenizer):
-    """The str of each token (of byte pairs a character is a byte), the kind of tokens, and the words
-    that no blank stands before."""
+    """The str of each token (of byte pairs a character is a byte), the kind of tokens, and the
+    words that no blank stands before."""
     ids = range(tokenizer.vocab_size)
     if tokenizer.kind in ("bpe", "gpt2"):  # bytes, since a character may have several tokens
         known, bytes_of = tokenizer.bpe.n_vocab, tokenizer.bpe.decode_single_token_bytes
