@@ -108,7 +108,7 @@ def measure(x, judge, tokenizer):
     """All measures of texts x (N, L), a dict; "typical" is the text of median mistakes, or
     perplexity."""
     texts = [tokenizer.decode(row) for row in x.tolist()]
-    pad = tokenizer.ids[PAD] if can_check(tokenizer) else -1
+    pad = tokenizer.ids[PAD] if tokenizer.kind == "word" else -1
     badness = perplexities(x, judge, pad)
     row = {"texts": len(x)} | mean_and_error("perplexity", badness)
     row |= mean_and_error("entropy", entropies(x, pad))

@@ -3,7 +3,7 @@
     python sample.py                                 FS-DFM, 8 steps
     python sample.py --model dfm --steps 64 --watch  every step on the screen
     python sample.py --prompt "Mia had a"            text to begin with, kept as given
-    python sample.py --num-samples 4 --check         of stories: what is wrong with each
+    python sample.py --num-samples 4 --check         of stories and books: what is wrong
     python sample.py --race                          4 steps beside 1,024 (show/)
 
 From Python:
@@ -25,8 +25,8 @@ from unicodedata import category
 
 import torch
 
-from data.stories import can_check, check
 from data.tokenizer import Tokenizer
+from data.worlds import world_of
 from model import Config
 
 WEIGHTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "weights")
@@ -213,7 +213,7 @@ def parse_arguments():
     add("--sampler", help="a function in the place of flow.generate, MODULE.NAME, such as "
         "extras.samplers.euler (default: that of the network's training)")
     add("--seed", type=int, default=1, help="same seed and --num-samples, same texts (default: 1)")
-    add("--check", action="store_true", help="say what is wrong with each story")
+    add("--check", action="store_true", help="say what is wrong with each story or book")
     add("--watch", action="store_true", help="print the first text after every step")
     add("--out", default="out", help="folder of the checkpoints (default: out)")
     add("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
@@ -231,8 +231,9 @@ def main():
     arguments = parse_arguments()
     path = find_network(arguments.out, arguments.model)
     model, tokenizer = load_model(path, pick_device(arguments.device))
-    if arguments.check and not can_check(tokenizer):
-        stop(f"--check is for stories, and {path} was trained on another text")
+    world = world_of(tokenizer)
+    if arguments.check and world is None:
+        stop(f"--check is for stories and books, and {path} was trained on another text")
     spare_threads(model, arguments.num_samples)
     began = time.perf_counter()
     texts = write(
@@ -245,7 +246,7 @@ def main():
     for text in texts:
         print(printable(text))
         if arguments.check:
-            print("\n".join(f"  {mistake}" for mistake in check(text)) or "  right")
+            print("\n".join(f"  {mistake}" for mistake in world.check(text)) or "  right")
         print("-" * 80)
     told = "" if arguments.watch else f", {seconds:.2f} s"  # --watch waits between the steps
     print(f"[{path}, {arguments.steps} steps{told}]", file=sys.stderr)

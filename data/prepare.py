@@ -1,6 +1,7 @@
 """Text -> train.bin and val.bin (token ids, uint16) and meta.json (what they are), in data/NAME/.
 
     python data/prepare.py stories                    the small stories of stories.py; no network
+    python data/prepare.py books                      the same in 1,024 tokens, of books.py
     python data/prepare.py pydocs                     documentation of Python itself; no network
     python data/prepare.py mine --text a.txt b.txt    your own UTF-8 text, of any size
     python data/prepare.py shakespeare                downloaded; also tinystories, openwebtext
@@ -38,7 +39,7 @@ from itertools import islice
 import numpy as np
 from tqdm import tqdm
 
-from data.stories import make_story, vocabulary
+from data import books, stories
 from data.tokenizer import END, PAD, Tokenizer, describe_words, learn
 from data.tokens import FOLDER, load_tokens
 
@@ -53,7 +54,11 @@ DOWNLOADS = {  # name: the training text, and the held-out one unless it is the 
     "openwebtext": [f"{WEB}owt_{split}.txt.gz" for split in ("train", "valid")],
 }
 SHARDS = HUB % "kjj0/finewebedu10B-gpt2" + "finewebedu_{}_{:06}.bin"
-NAMES = ["stories", "pydocs", *DOWNLOADS, "fineweb-edu"]
+WORLDS = {  # what draws a text, its words, tokens of a row, texts to train on and held out
+    "stories": (stories.make_story, stories.vocabulary, 128, 100_000, 5_000),
+    "books": (books.make_book, books.vocabulary, books.LENGTH, 20_000, 1_000),
+}
+NAMES = [*WORLDS, "pydocs", *DOWNLOADS, "fineweb-edu"]
 
 # ------------------------------------------------------------------------------------------------
 # reading: iterators of str, the pieces of a text
@@ -216,23 +221,24 @@ def write(name, source, tokenizer, train, val, row=1):
 
 
 # ------------------------------------------------------------------------------------------------
-# stories and downloads
+# stories, books and downloads
 
 
-def prepare_stories(name, train=100_000, val=5_000):
-    """So many different stories, each a row of 128 tokens: the story, then padding."""
+def prepare_world(name):
+    """Different stories or books, each a row of tokens: the text, then padding."""
+    make, vocabulary, row, train, val = WORLDS[name]
     rng, known = random.Random(0), set()
     tokenizer = Tokenizer(describe_words(vocabulary()))
 
     def rows(count):
-        for _ in tqdm(range(count), "drawing stories", leave=False):
-            while (story := make_story(rng)) in known:
+        for _ in tqdm(range(count), f"drawing {name}", leave=False):
+            while (text := make(rng)) in known:
                 pass
-            known.add(story)
-            ids = tokenizer.encode(story)
-            yield np.pad(ids, (0, 128 - len(ids)), constant_values=tokenizer.ids[PAD])
+            known.add(text)
+            ids = tokenizer.encode(text)
+            yield np.pad(ids, (0, row - len(ids)), constant_values=tokenizer.ids[PAD])
 
-    write(name, "stories.py", tokenizer, rows(train), rows(val), row=128)
+    write(name, f"{name}.py", tokenizer, rows(train), rows(val), row)
 
 
 def prepare_shards(name, shards):
@@ -325,8 +331,8 @@ def main():
         prepare_text(arguments, source, kind or "bpe", [lambda: iter([text])])
     elif kind:
         stop(f"{name} has tokens of its own: leave out --tokenizer and --tokens-of")
-    elif name == "stories":
-        prepare_stories(name)
+    elif name in WORLDS:
+        prepare_world(name)
     else:
         prepare_shards(name, arguments.shards)
 

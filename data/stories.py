@@ -28,6 +28,8 @@ from typing import NamedTuple
 
 from data.tokenizer import describe_words, join_words, split_words
 
+NOUN = "story"  # what a text is called
+
 # ------------------------------------------------------------------------------------------------
 # the words that fill the slots
 
@@ -134,10 +136,10 @@ def expand(text):
     return ["".join(choice) for choice in product(*(piece.split("|") for piece in pieces))]
 
 
-def skeleton(parts):
+def skeleton(parts, classes=CLASSES):
     """The words of a sentence, or the parts of a template, with classes in place of slots."""
     forms = (part.form if isinstance(part, Slot) else part for part in parts)
-    return tuple(CLASSES.get(form, form) for form in forms)
+    return tuple(classes.get(form, form) for form in forms)
 
 
 @cache
@@ -267,11 +269,11 @@ def parse(text):
     return min(readings, key=lambda reading: len(reading.mistakes))
 
 
-def split_sentences(words):
+def split_sentences(words, classes=CLASSES):
     """[(position of the first word, words, skeleton)]: a full stop ends a sentence."""
     stops = [i + 1 for i, word in enumerate(words) if word == "." or i == len(words) - 1]
     spans = zip([0, *stops], stops)
-    return [(start, words[start:stop], skeleton(words[start:stop])) for start, stop in spans]
+    return [(start, words[start:stop], skeleton(words[start:stop], classes)) for start, stop in spans]
 
 
 def align(names, scenes):
@@ -304,7 +306,8 @@ def read(sentences, plot, pairs):
             votes[part.role][word] += 1
     cast = {role: counts.most_common(1)[0][0] for role, counts in votes.items() if counts}
     mistakes = slot_mistakes(slots, cast)
-    mistakes += sentence_mistakes(sentences, {i for i, _ in pairs}, len(scenes_of(plot)))
+    mistakes += sentence_mistakes(sentences, {i for i, _ in pairs}, len(scenes_of(plot)),
+                                  scenes_by_skeleton())
     mistakes.sort(key=lambda mistake: mistake.position)
     return Reading(plot, cast, mistakes, [key for _, _, key in sentences])
 
@@ -327,16 +330,15 @@ def slot_mistakes(slots, cast):
     return mistakes
 
 
-def sentence_mistakes(sentences, matched, length):
+def sentence_mistakes(sentences, matched, length, known):
     """Sentences that no story has, or not here, and what is missing of `length` sentences.
-    matched: the numbers of the sentences that belong."""
+    matched: the numbers of the sentences that belong; known: the skeletons of all."""
     mistakes = []
     for i, (start, words, key) in enumerate(sentences):
         if i in matched:
             continue
-        known = key in scenes_by_skeleton()
-        message = "this does not belong here" if known else "no story has this sentence"
-        kind = "event" if known else "sentence"
+        message = "this does not belong here" if key in known else "no story has this sentence"
+        kind = "event" if key in known else "sentence"
         mistakes.append(Mistake(kind, start, len(words), f"{message}: {join_words(words)}"))
     end = sum(len(words) for _, words, _ in sentences)
     missing = length - len(sentences)

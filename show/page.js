@@ -91,7 +91,7 @@ class Pane {
     this.counter = make(head, "span", "counter");
     this.time = make(box, "i", "time"); // a bar: the seconds of the network
     this.verdict = make(box, "p", "verdict small");
-    const text = make(box, "div", "text");
+    const text = make(box, "div", L > 256 ? "long text" : "text");
     this.why = make(box, "p", "why small");
     this.cells = Array.from({ length: L }, (_, i) => {
       const blank = text.appendChild(document.createTextNode(""));
@@ -106,10 +106,11 @@ class Pane {
 
   // Shows a state and returns its mistakes. Before the last step a mistake is a word that
   // contradicts others; then also a sentence that does not belong, and nothing else is marked.
-  show(state, last, status = state.status) {
+  // `recorded` has the mistakes of a text that this page cannot check.
+  show(state, last, status = state.status, recorded = []) {
     const words = wordsOf(state.tokens);
     this.state = state;
-    this.mistakes = checker ? checker.check(words) : [];
+    this.mistakes = checker ? checker.check(words) : recorded;
     this.told = new Map(); // place -> message
     for (const { kind, position, words: n, message } of this.mistakes) {
       if (!last && ["sentence", "event"].includes(kind)) continue;
@@ -247,7 +248,9 @@ class Player {
       pane.time.style.width = `${100 * Math.min(seconds, run.seconds.at(-1)) / this.end}%`;
       if (pane.state === run.states[step] && pane.since === since) return;
       pane.since = since;
-      pane.show(run.states[step], step === run.steps, statusesSince(run.states, since, step));
+      const last = step === run.steps;
+      const statuses = statusesSince(run.states, since, step);
+      pane.show(run.states[step], last, statuses, last ? run.mistakes : []);
       pane.counter.textContent = `step ${step.toLocaleString("en")}`;
       pane.verdict.textContent = step < run.steps ? ""
         : [`${run.seconds.at(-1).toFixed(2)} s`, run.verdict].filter(Boolean).join(", ");

@@ -50,6 +50,7 @@ def run_data(run, runs):
         "seconds": [round(value, 4) for value in run.seconds],
         "noise": run.states[0].tolist(),
         "changes": changes_of(run),
+        "mistakes": [mistake._asdict() for mistake in run.mistakes or []],
         "verdict": ", ".join(filter(None, (run.verdict(), run.tally()))),
     }
 

@@ -16,6 +16,7 @@ import torch
 
 from config.command import autocast
 from data.stories import can_check, parse, wrong_places
+from data.worlds import world_of
 from eval import LABELS, wilson
 from flow import generate, kappa, time_grid
 from sample import fill
@@ -25,7 +26,7 @@ STATUSES = {  # of a token, and what it means
     "new": "new: just drawn",
     "changed": "changed its mind",
     "settled": "settled",
-    "wrong": "wrong in the finished story",
+    "wrong": "wrong in the finished text",
 }
 FEW_STEPS = 32  # a run of so many is over before the eye sees it
 TEXTS, AT_A_TIME = 64, 8  # stories of which the right ones are counted
@@ -43,7 +44,8 @@ class Run:
     seconds: list  # since the start, after 0, 1, ... steps: n + 1 when it is finished
     is_noise: np.ndarray  # (n + 1, L) bool
     p: np.ndarray  # (n, L): the posterior's probability of each token, before the step that drew it
-    mistakes: list | None = None  # of a story (data/stories.py), None for another text
+    mistakes: list | None = None  # of a story or book, None for another text
+    noun: str = "text"  # story or book
     right: tuple | None = None  # (right stories, stories), of those that are counted
     seed: int = 1  # of the noise
 
@@ -60,7 +62,7 @@ class Run:
         return int(np.searchsorted(self.seconds, seconds, side="right")) - 1
 
     def verdict(self):
-        """What is known of the finished text: "right", "3 mistakes", or "" if it is no story."""
+        """What is known of the finished text: "right", "3 mistakes", or "" for another text."""
         return "" if self.mistakes is None else plural(len(self.mistakes), "mistake") or "right"
 
     def tally(self):
@@ -102,8 +104,8 @@ def record(name, model, tokenizer, steps, seed, on_step=lambda run: None):
             run.is_noise[k] = run.is_noise[k - 1] & (x_t == run.states[k - 1]) & (k < steps)
         else:
             run.is_noise[k] = likelier_noise(p, times[k], V)
-        if k == steps and can_check(tokenizer):
-            run.mistakes = parse(tokenizer.decode(x_t.tolist())).mistakes
+        if k == steps and (world := world_of(tokenizer)):
+            run.noun, run.mistakes = world.NOUN, world.check(tokenizer.decode(x_t.tolist()))
         on_step(run)
         began = time.perf_counter()
 
@@ -196,4 +198,4 @@ def who(run, runs):
 def text_of(run):
     if run.mistakes is None:
         return "a text"
-    return f"a story with {run.verdict()}" if run.mistakes else "a right story"
+    return f"a {run.noun} with {run.verdict()}" if run.mistakes else f"a right {run.noun}"

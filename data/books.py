@@ -1,0 +1,240 @@
+"""Books: the first day of a story (stories.py) again and again, for 1,024 tokens.
+
+    Mia had a red ball. [...] One evening Mia took the red ball to the barn. At the barn she met Tom.
+    Mia gave the red ball to Tom, and he was glad. That night the ball was in the house of Tom.
+    [...] In the end Tom had the red ball.
+
+Three people, four things, each with its colour, and four places come back for 22 days. A day begins
+with whoever has the thing by then, and the end says who has what. So a word may have to agree with
+one that was said hundreds of tokens before: facts are counted by that distance.
+
+    make_book(rng)          draws a book
+    read(text)              its facts, each right or wrong, and its mistakes
+    log_probability(text)   ln P(text), exact
+
+Before: stories.py, whose templates these are. Read next: experiments/books.py.
+"""
+
+import math
+from collections import Counter
+from functools import cache
+from typing import NamedTuple
+
+from data import stories
+from data.stories import (
+    ARTICLES, FIRST_DAYS, PRONOUNS, Mistake, Slot, align, expand, fill, parse_template, pick,
+    sentence_mistakes, skeleton, split_sentences,
+)
+from data.tokenizer import describe_words, join_words, split_words
+
+# ------------------------------------------------------------------------------------------------
+# the world
+
+NOUN = "book"  # what a text is called
+LENGTH = 1024  # tokens of a book, with its padding
+DAYS = 22
+PEOPLE, THINGS, PLACES = "ABC", "xyzw", "pqrs"
+VALUES = {  # of the roles. Every word belongs to one of them, so that a word says whose it is
+    **{role: stories.VALUES[role] for role in "ABCxypq"},
+    "z": "bottle bucket candle coin cup fan jar key map pencil ring spoon".split(),
+    "w": "card chair clock cloak comb feather fork glove ladder mirror pin quilt".split(),
+    "cx": "black blue brown golden green orange purple red silver yellow".split(),
+    "cy": "amber azure beige bronze copper crimson ebony grey olive pink".split(),
+    "cz": "apricot cherry coral emerald honey indigo ivory lemon scarlet white".split(),
+    "cw": "chestnut cream jade lilac maroon mint ochre rusty teal violet".split(),
+    "r": "attic church hall inn island kitchen library school stable theatre".split(),
+    "s": "bakery canyon desert fountain glacier museum palace station tavern valley".split(),
+}
+ROLE_OF = {word: role for role, words in VALUES.items() for word in words}
+KIND_OF = {"A": "name", "B": "name", "C": "name", "c": "colour"}
+KIND_OF |= dict.fromkeys(THINGS, "thing") | dict.fromkeys(PLACES, "place")
+CLASSES = stories.CLASSES | {word: KIND_OF[role[0]] for word, role in ROLE_OF.items()}
+
+# In templates {A} is who has the thing {x}, of colour {cx}, and {B} whom he or she meets at the
+# place {p}. {i} is {A}, named for having it, and {h} who has it at night.
+SCENES = {name: stories.SCENES[name] for name in ("begin", "meet", *FIRST_DAYS, "night")} | {
+    "go": ["One (morning|evening) {i} took the {cx} {x} to the {p}.",
+           "{i} carried the {cx} {x} to the {p} one (morning|evening)."],
+    "end": ["In the end {i} had the {cx} {x}.", "So {i} kept the {cx} {x}."],
+}
+EVENTS = list(FIRST_DAYS)
+# the scenes of a book, in order, each with the number of its day: things at first, things at last
+PLAN = [("begin", i) for i in range(4)]
+PLAN += [(name, 4 + d) for d in range(DAYS) for name in ("go", "meet", "event", "night")]
+PLAN += [("end", 4 + DAYS + i) for i in range(4)]
+UNREAD = 4  # facts of an average sentence: so many are wrong where one cannot be read
+
+
+@cache
+def templates():
+    """{scene: [template]}; the role of {h} is called C, that of {i} A."""
+    roles = {"h": "C", "i": "A"}
+    return {name: [parse_template(line, roles) for choices in lines for line in expand(choices)]
+            for name, lines in SCENES.items()}
+
+
+@cache
+def by_skeleton():
+    """{skeleton of a sentence: (its scene, its template)}."""
+    return {skeleton(parts, CLASSES): (name, parts)
+            for name, choices in templates().items() for parts in choices}
+
+
+@cache
+def vocabulary():
+    """All words and marks of all books, a set."""
+    words = {word for forms in (PRONOUNS | ARTICLES).values() for word in forms} | set(ROLE_OF)
+    parts = [part for choices in templates().values() for template in choices for part in template]
+    return words | {part for part in parts if isinstance(part, str)}
+
+
+def can_check(tokenizer):
+    """Whether the texts of this tokenizer are books."""
+    return tokenizer.description == describe_words(vocabulary())
+
+
+def roles_of(a, b, h, x, p):
+    """{role in the templates: role in the book} of a day; each may be None."""
+    return {"A": a, "B": b, "C": h, "x": x, "cx": x and f"c{x}", "p": p}
+
+
+# ------------------------------------------------------------------------------------------------
+# the generator
+
+
+def draw_book(rng):
+    """(cast, [(scene, roles)]), drawn with rng, a random.Random."""
+    cast = {role: pick(rng, values) for role, values in VALUES.items()}
+    owner = {x: pick(rng, PEOPLE) for x in THINGS}
+    scenes = [("begin", roles_of(owner[x], None, None, x, None)) for x in THINGS]
+    for _ in range(DAYS):
+        x, p, event = pick(rng, THINGS), pick(rng, PLACES), pick(rng, EVENTS)
+        a = owner[x]
+        b = pick(rng, PEOPLE.replace(a, ""))
+        h = owner[x] = night_owner(event, a, b)
+        scenes += [(name, roles_of(a, b, h, x, p)) for name in ("go", "meet", event, "night")]
+    return cast, scenes + [("end", roles_of(owner[x], None, None, x, None)) for x in THINGS]
+
+
+def night_owner(event, a, b):
+    """Who has the thing after a day on which a, who had it, met b."""
+    return a if FIRST_DAYS[event][0] == "A" else b
+
+
+def make_book(rng):
+    """A right book, a str, drawn with rng, a random.Random."""
+    cast, scenes = draw_book(rng)
+    words = []
+    for name, roles in scenes:
+        values = {name: cast[role] for name, role in roles.items() if role}
+        words += [fill(part, values) for part in pick(rng, templates()[name])]
+    return join_words(words)
+
+
+# ------------------------------------------------------------------------------------------------
+# the reader
+
+
+class Fact(NamedTuple):
+    """A word that must agree with another."""
+
+    kind: str  # name, possession, pronoun, article, thing, colour or place
+    position: int  # in split_words(text)
+    distance: int  # words since that was said last; 0 where it is said for the first time
+    word: str
+    right: str  # what it should be; "" if nothing says it
+
+
+class Reading(NamedTuple):
+    """A text, read as a book."""
+
+    cast: dict  # {role: value}, where the text says it
+    facts: list
+    mistakes: list  # wrong facts and wrong sentences, as Mistake, in their order
+    wrong: int  # facts that are wrong, UNREAD for each wrong sentence
+    scenes: list  # the name of each sentence's scene, "" if no book has it
+
+
+def check(text):
+    """The mistakes of a text, a list of Mistake, in their order; [] if it is a right book."""
+    return read(text).mistakes
+
+
+def read(text):
+    """Reads a text as the book that it is most like: with as many sentences as possible in the
+    order of PLAN. A Reading. A role has the value of its own that most of them say."""
+    sentences = split_sentences(split_words(text), CLASSES)
+    found = [by_skeleton().get(key, ("", ())) for _, _, key in sentences]
+    names = [{"event" if name in EVENTS else name} for name, _ in found]
+    pairs = align(names, [name for name, _ in PLAN])
+    days, votes = {}, Counter()
+    for i, j in pairs:
+        (start, words, _), (name, parts) = sentences[i], found[i]
+        slots = [(name, start + n, word, part)
+                 for n, (word, part) in enumerate(zip(words, parts)) if isinstance(part, Slot)]
+        days.setdefault(PLAN[j][1], []).extend(slots)
+        votes.update(word for _, _, word, _ in slots if word in ROLE_OF)
+    cast = {}
+    for word, _ in votes.most_common():
+        cast.setdefault(ROLE_OF[word], word)
+    facts, owner, said = [], {}, {}
+    for day in sorted(days):
+        facts += facts_of(day, days[day], cast, owner, said)
+    mistakes = [Mistake(fact.kind, fact.position, 1, f"{fact.word} should be "
+                        f"{fact.right or 'someone or something else'} ({fact.kind})")
+                for fact in facts if fact.word != fact.right]
+    broken = sentence_mistakes(sentences, {i for i, _ in pairs}, len(PLAN), by_skeleton())
+    wrong = len(mistakes) + UNREAD * len(broken)
+    mistakes = sorted(mistakes + broken, key=lambda mistake: mistake.position)
+    return Reading(cast, facts, mistakes, wrong, [name for name, _ in found])
+
+
+def facts_of(day, slots, cast, owner, said):
+    """The facts of a day, a list, from its slots: (scene, position, word, part of the template).
+
+    owner: {thing: who has it by now}, and said: {role, or ("owner", thing): its last position};
+    both are brought up to date. Who, what and where is what most words of the day say.
+    """
+
+    def most(*variables, but=None):
+        roles = Counter(ROLE_OF[word][-1] for _, _, word, part in slots  # cx: x
+                        if part.role in variables and word in ROLE_OF)
+        del roles[but]
+        return roles.most_common(1)[0][0] if roles else None
+
+    a, p, x = most("A"), most("p"), most("x", "cx")
+    if not 4 <= day < 4 + DAYS:  # at the beginning and at the end the things have an order
+        x = THINGS[day % (4 + DAYS)]
+    b, event = most("B", but=a), next((name for name, *_ in slots if name in EVENTS), None)
+    h = night_owner(event, a, b) if event else most("C")
+    facts = []
+    for name, position, word, part in slots:
+        role = roles_of(a, b, h, x, p)[part.role]
+        owns = part.form == "name" and (part.owner or name == "begin")
+        if part.owner and part.role == "A" and ROLE_OF.get(word) != owner.get(x):
+            role = owner.get(x, a)  # if it is the owner, it must agree with the rest of the day
+        right = fill(part, {part.role: cast[role]}) if role in cast else ""
+        key = ("owner", x) if owns else role
+        kind = "possession" if owns else CLASSES.get(part.form, part.form)
+        kind = "pronoun" if part.form in PRONOUNS else "article" if part.form in ARTICLES else kind
+        facts.append(Fact(kind, position, position - said.get(key, position), word, right))
+        if part.form not in PRONOUNS and part.form not in ARTICLES:
+            said[key] = said[role] = position
+        if owns:
+            owner[x] = ROLE_OF.get(word, role)
+    return facts
+
+
+# ------------------------------------------------------------------------------------------------
+# probability
+
+
+def log_probability(text):
+    """ln P(text) in nats; -inf if it is no right book."""
+    reading = read(text)
+    if reading.mistakes:
+        return -math.inf
+    choices = [len(values) for values in VALUES.values()] + [len(PEOPLE)] * len(THINGS)
+    choices += [len(THINGS), len(PLACES), len(EVENTS), len(PEOPLE) - 1] * DAYS
+    choices += [len(templates()[name]) for name in reading.scenes]
+    return -sum(map(math.log, choices))
