@@ -45,7 +45,7 @@ class Run:
     is_noise: np.ndarray  # (n + 1, L) bool
     p: np.ndarray  # (n, L): the posterior's probability of each token, before the step that drew it
     mistakes: list | None = None  # of a story or book, None for another text
-    noun: str = "text"  # story or book
+    noun: str = "story"  # or book
     right: tuple | None = None  # (right stories, stories), of those that are counted
     seed: int = 1  # of the noise
 
