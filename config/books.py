@@ -1,6 +1,7 @@
 """Books, 1,024 tokens in which every fact can be counted: about 2 hours on 2 CPU cores.
 
-    python train.py dfm config/books.py --block_size=256 --batch_size=8 --out=out-books-256
+    python train.py dfm config/books.py --block_size=256 --batch_size=8 --iterations=3000 \
+        --out=out-books-256
     python train.py dfm config/books.py --init_from=out-books-256/dfm.pt
     python train.py fsdfm config/books.py
 
@@ -13,7 +14,7 @@ from flow import generalized_kl, sample_path, spread_times
 
 data, out, block_size = "books", "out-books", 1024
 batch_size = 4
-iterations = {"judge": 500, "dfm": 3000, "fsdfm": 1500}[stage]
+iterations = {"judge": 500, "dfm": 2400, "fsdfm": 900}[stage]
 learning_rate = {"judge": 5e-3, "dfm": 4e-3, "fsdfm": 1.5e-3}[stage]
 cooldown = 0.3
 
