@@ -1,6 +1,7 @@
-"""Trained networks of stories -> weights/, as int8.
+"""Trained networks -> weights/, as int8.
 
     python experiments/pack.py     out-long/ -> weights/{judge,dfm,fsdfm,dmd}.pt, and a table
+    python experiments/pack.py out-books weights/books
 
 Of a checkpoint the EMA is kept where there is one, and nothing that training alone needs. What int8
 costs: experiments/ladder.py with --out out-long and without it (weights/README.md). Before:
@@ -24,9 +25,9 @@ from show.page import quantize
 KEPT = ("stage", "config", "settings", "iteration", "seconds", "tokenizer")
 
 
-def pack(stage):
-    """out-long/STAGE.pt -> weights/STAGE.pt. Its line of the table."""
-    checkpoint, path = load_checkpoint(f"out-long/{stage}.pt"), f"{WEIGHTS}/{stage}.pt"
+def pack(source, target, stage):
+    """SOURCE/STAGE.pt -> TARGET/STAGE.pt. Its line of the table."""
+    checkpoint, path = load_checkpoint(f"{source}/{stage}.pt"), f"{target}/{stage}.pt"
     packed = {name: checkpoint[name] for name in KEPT}
     packed |= {"model": quantize(checkpoint["ema"] or checkpoint["model"]), "ema": None}
     torch.save(packed, f"{path}.new")
@@ -37,5 +38,8 @@ def pack(stage):
 
 if __name__ == "__main__":
     print("| file | iterations | minutes | bytes |\n| --- | ---: | ---: | ---: |")
+    source, target = sys.argv[1:] or ("out-long", WEIGHTS)
+    os.makedirs(target, exist_ok=True)
     for name in ("judge", "dfm", "fsdfm", "dmd"):
-        print(pack(name))
+        if os.path.exists(f"{source}/{name}.pt"):
+            print(pack(source, target, name))
