@@ -1,12 +1,13 @@
 """Books: the first day of a story (stories.py) again and again, for 1,024 tokens.
 
-    Mia had a red ball. [...] One evening Mia took the red ball to the barn. At the barn she met Tom.
-    Mia gave the red ball to Tom, and he was glad. That night the ball was in the house of Tom.
+    Mia had a red ball. [...] One evening Mia took the red ball to the barn. At the barn she met
+    Tom. Mia gave the red ball to Tom, and he was glad. That night the ball was in the house of Tom.
     [...] In the end Tom had the red ball.
 
-Three people, four things, each with its colour, and four places come back for 22 days. A day begins
-with whoever has the thing by then, and the end says who has what. So a word may have to agree with
-one that was said hundreds of tokens before: facts are counted by that distance.
+Two people, four things, each with its colour, and four places come back for 22 days. A day begins
+with whoever has the thing by then, and the end says who has what. Some things come back every other
+day, some after eight, so a word may have to agree with one that was said hundreds of tokens before:
+facts are counted by that distance.
 
     make_book(rng)          draws a book
     read(text)              its facts, each right or wrong, and its mistakes
@@ -33,9 +34,10 @@ from data.tokenizer import describe_words, join_words, split_words
 NOUN = "book"  # what a text is called
 LENGTH = 1024  # tokens of a book, with its padding
 DAYS = 22
-PEOPLE, THINGS, PLACES = "ABC", "xyzw", "pqrs"
+OTHER = {"A": "B", "B": "A"}  # the two people
+THINGS = "xyzw"
 VALUES = {  # of the roles. Every word belongs to one of them, so that a word says whose it is
-    **{role: stories.VALUES[role] for role in "ABCxypq"},
+    **{role: stories.VALUES[role] for role in "ABxypq"},
     "z": "bottle bucket candle coin cup fan jar key map pencil ring spoon".split(),
     "w": "card chair clock cloak comb feather fork glove ladder mirror pin quilt".split(),
     "cx": "black blue brown golden green orange purple red silver yellow".split(),
@@ -46,22 +48,24 @@ VALUES = {  # of the roles. Every word belongs to one of them, so that a word sa
     "s": "bakery canyon desert fountain glacier museum palace station tavern valley".split(),
 }
 ROLE_OF = {word: role for role, words in VALUES.items() for word in words}
-KIND_OF = {"A": "name", "B": "name", "C": "name", "c": "colour"}
-KIND_OF |= dict.fromkeys(THINGS, "thing") | dict.fromkeys(PLACES, "place")
+KIND_OF = {"A": "name", "B": "name", "c": "colour"}
+KIND_OF |= dict.fromkeys(THINGS, "thing") | dict.fromkeys("pqrs", "place")
 CLASSES = stories.CLASSES | {word: KIND_OF[role[0]] for word, role in ROLE_OF.items()}
 
-# In templates {A} is who has the thing {x}, of colour {cx}, and {B} whom he or she meets at the
-# place {p}. {i} is {A}, named for having it, and {h} who has it at night.
+# In templates {A} is who has the day's thing {x}, of colour {cx}, {B} the other one, whom he or she
+# meets at the place {p}. {i} is {A}, named for having it, and {h} who has it at night.
 SCENES = {name: stories.SCENES[name] for name in ("begin", "meet", *FIRST_DAYS, "night")} | {
     "go": ["One (morning|evening) {i} took the {cx} {x} to the {p}.",
            "{i} carried the {cx} {x} to the {p} one (morning|evening)."],
     "end": ["In the end {i} had the {cx} {x}.", "So {i} kept the {cx} {x}."],
 }
 EVENTS = list(FIRST_DAYS)
-# the scenes of a book, in order, each with the number of its day: things at first, things at last
-PLAN = [("begin", i) for i in range(4)]
-PLAN += [(name, 4 + d) for d in range(DAYS) for name in ("go", "meet", "event", "night")]
-PLAN += [("end", 4 + DAYS + i) for i in range(4)]
+# (scenes, thing, place) of each day; before the first one and after the last, of each thing
+PLAN = [(["begin"], x, "") for x in THINGS]
+PLAN += [(["go", "meet", "event", "night"], "xyxzxyxw"[day % 8], "ppqqrrss"[day % 8])
+         for day in range(DAYS)]
+PLAN += [(["end"], x, "") for x in THINGS]
+SENTENCES = [(name, day) for day, (names, _, _) in enumerate(PLAN) for name in names]
 UNREAD = 4  # facts of an average sentence: so many are wrong where one cannot be read
 
 
@@ -93,9 +97,16 @@ def can_check(tokenizer):
     return tokenizer.description == describe_words(vocabulary())
 
 
-def roles_of(a, b, h, x, p):
-    """{role in the templates: role in the book} of a day; each may be None."""
-    return {"A": a, "B": b, "C": h, "x": x, "cx": x and f"c{x}", "p": p}
+def roles_of(day, a, h):
+    """{role in the templates: role in the book} of a day, on which a has the thing, and h has it at
+    night."""
+    _, x, p = PLAN[day]
+    return {"A": a, "B": OTHER[a], "C": h, "x": x, "cx": f"c{x}", "p": p}
+
+
+def night_owner(event, a):
+    """Who has the thing after a day that a began with it."""
+    return a if FIRST_DAYS[event][0] == "A" else OTHER[a]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -105,20 +116,16 @@ def roles_of(a, b, h, x, p):
 def draw_book(rng):
     """(cast, [(scene, roles)]), drawn with rng, a random.Random."""
     cast = {role: pick(rng, values) for role, values in VALUES.items()}
-    owner = {x: pick(rng, PEOPLE) for x in THINGS}
-    scenes = [("begin", roles_of(owner[x], None, None, x, None)) for x in THINGS]
-    for _ in range(DAYS):
-        x, p, event = pick(rng, THINGS), pick(rng, PLACES), pick(rng, EVENTS)
-        a = owner[x]
-        b = pick(rng, PEOPLE.replace(a, ""))
-        h = owner[x] = night_owner(event, a, b)
-        scenes += [(name, roles_of(a, b, h, x, p)) for name in ("go", "meet", event, "night")]
-    return cast, scenes + [("end", roles_of(owner[x], None, None, x, None)) for x in THINGS]
-
-
-def night_owner(event, a, b):
-    """Who has the thing after a day on which a, who had it, met b."""
-    return a if FIRST_DAYS[event][0] == "A" else b
+    owner = {x: pick(rng, list(OTHER)) for x in THINGS}
+    scenes = []
+    for day, (names, x, _) in enumerate(PLAN):
+        a, event = owner[x], None
+        if "event" in names:
+            event = pick(rng, EVENTS)
+            owner[x] = night_owner(event, a)
+        roles = roles_of(day, a, owner[x])
+        scenes += [(event if name == "event" else name, roles) for name in names]
+    return cast, scenes
 
 
 def make_book(rng):
@@ -126,7 +133,7 @@ def make_book(rng):
     cast, scenes = draw_book(rng)
     words = []
     for name, roles in scenes:
-        values = {name: cast[role] for name, role in roles.items() if role}
+        values = {variable: cast.get(role) for variable, role in roles.items()}
         words += [fill(part, values) for part in pick(rng, templates()[name])]
     return join_words(words)
 
@@ -162,17 +169,17 @@ def check(text):
 
 def read(text):
     """Reads a text as the book that it is most like: with as many sentences as possible in the
-    order of PLAN. A Reading. A role has the value of its own that most of them say."""
+    order of SENTENCES. A Reading. A role has the value of its own that most of them say."""
     sentences = split_sentences(split_words(text), CLASSES)
     found = [by_skeleton().get(key, ("", ())) for _, _, key in sentences]
     names = [{"event" if name in EVENTS else name} for name, _ in found]
-    pairs = align(names, [name for name, _ in PLAN])
+    pairs = align(names, [name for name, _ in SENTENCES])
     days, votes = {}, Counter()
     for i, j in pairs:
         (start, words, _), (name, parts) = sentences[i], found[i]
         slots = [(name, start + n, word, part)
                  for n, (word, part) in enumerate(zip(words, parts)) if isinstance(part, Slot)]
-        days.setdefault(PLAN[j][1], []).extend(slots)
+        days.setdefault(SENTENCES[j][1], []).extend(slots)
         votes.update(word for _, _, word, _ in slots if word in ROLE_OF)
     cast = {}
     for word, _ in votes.most_common():
@@ -181,9 +188,9 @@ def read(text):
     for day in sorted(days):
         facts += facts_of(day, days[day], cast, owner, said)
     mistakes = [Mistake(fact.kind, fact.position, 1, f"{fact.word} should be "
-                        f"{fact.right or 'someone or something else'} ({fact.kind})")
+                        f"{fact.right or 'another word'} ({fact.kind})")
                 for fact in facts if fact.word != fact.right]
-    broken = sentence_mistakes(sentences, {i for i, _ in pairs}, len(PLAN), by_skeleton())
+    broken = sentence_mistakes(sentences, {i for i, _ in pairs}, len(SENTENCES), by_skeleton())
     wrong = len(mistakes) + UNREAD * len(broken)
     mistakes = sorted(mistakes + broken, key=lambda mistake: mistake.position)
     return Reading(cast, facts, mistakes, wrong, [name for name, _ in found])
@@ -193,32 +200,29 @@ def facts_of(day, slots, cast, owner, said):
     """The facts of a day, a list, from its slots: (scene, position, word, part of the template).
 
     owner: {thing: who has it by now}, and said: {role, or ("owner", thing): its last position};
-    both are brought up to date. Who, what and where is what most words of the day say.
+    both are brought up to date. Who begins a day with the thing is what most of its words say; that
+    it is whoever has it by now is a fact of the day's first sentence alone.
     """
-
-    def most(*variables, but=None):
-        roles = Counter(ROLE_OF[word][-1] for _, _, word, part in slots  # cx: x
-                        if part.role in variables and word in ROLE_OF)
-        del roles[but]
-        return roles.most_common(1)[0][0] if roles else None
-
-    a, p, x = most("A"), most("p"), most("x", "cx")
-    if not 4 <= day < 4 + DAYS:  # at the beginning and at the end the things have an order
-        x = THINGS[day % (4 + DAYS)]
-    b, event = most("B", but=a), next((name for name, *_ in slots if name in EVENTS), None)
-    h = night_owner(event, a, b) if event else most("C")
+    (_, x, _), who = PLAN[day], Counter()
+    for _, _, word, part in slots:
+        if part.form == "name" and part.role in "AB" and word in ROLE_OF:
+            who[ROLE_OF[word] if part.role == "A" else OTHER[ROLE_OF[word]]] += 1
+    a = who.most_common(1)[0][0] if who else owner.get(x, "A")
+    event = next((name for name, *_ in slots if name in EVENTS), None)
+    roles = roles_of(day, a, night_owner(event, a) if event else owner.get(x, a))
     facts = []
     for name, position, word, part in slots:
-        role = roles_of(a, b, h, x, p)[part.role]
-        owns = part.form == "name" and (part.owner or name == "begin")
+        role = roles[part.role]
         if part.owner and part.role == "A" and ROLE_OF.get(word) != owner.get(x):
-            role = owner.get(x, a)  # if it is the owner, it must agree with the rest of the day
+            role = owner.get(x, a)  # where it is the owner, it must agree with the day
         right = fill(part, {part.role: cast[role]}) if role in cast else ""
+        says = part.form not in PRONOUNS and part.form not in ARTICLES
+        owns = says and KIND_OF[role[0]] == "name" and (part.owner or name == "begin")
         key = ("owner", x) if owns else role
-        kind = "possession" if owns else CLASSES.get(part.form, part.form)
-        kind = "pronoun" if part.form in PRONOUNS else "article" if part.form in ARTICLES else kind
+        kind = "pronoun" if part.form in PRONOUNS else "article" if not says else part.form
+        kind = "possession" if owns else kind
         facts.append(Fact(kind, position, position - said.get(key, position), word, right))
-        if part.form not in PRONOUNS and part.form not in ARTICLES:
+        if says:
             said[key] = said[role] = position
         if owns:
             owner[x] = ROLE_OF.get(word, role)
@@ -234,7 +238,7 @@ def log_probability(text):
     reading = read(text)
     if reading.mistakes:
         return -math.inf
-    choices = [len(values) for values in VALUES.values()] + [len(PEOPLE)] * len(THINGS)
-    choices += [len(THINGS), len(PLACES), len(EVENTS), len(PEOPLE) - 1] * DAYS
+    choices = [len(values) for values in VALUES.values()] + [len(OTHER)] * len(THINGS)
+    choices += [len(EVENTS)] * DAYS
     choices += [len(templates()[name]) for name in reading.scenes]
     return -sum(map(math.log, choices))
