@@ -4,13 +4,11 @@ import ast
 import doctest
 import inspect
 import math
-import os
 import re
 import shutil
 import subprocess
 import sys
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,8 +16,8 @@ import torch
 import distill
 import flow
 import model
+from test_training import ENV, ROOT, run
 
-ROOT = Path(__file__).resolve().parent.parent
 CORE = ("model", "flow", "distill")
 DOCUMENTS = [ROOT / "README.md", ROOT / "weights/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -118,14 +116,8 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     """The example of writing, another step, another network and another schedule."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     example, step, network, schedule = blocks
-
-    def run(*command):
-        done = subprocess.run([sys.executable, *command], cwd=ROOT, text=True, capture_output=True,
-                              env=os.environ | {"PYTHONPATH": str(tmp_path)})
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    texts = run("-c", example).splitlines()
+    monkeypatch.setitem(ENV, "PYTHONPATH", str(tmp_path))
+    texts = run("-c", example).stdout.splitlines()
     assert len(texts) == 3 and all(text.startswith("Mia had a") for text in texts)
     (tmp_path / "mine.py").write_text(step)
     run("sample.py", "--sampler", "mine.top10")

@@ -268,12 +268,11 @@ def test_a_killed_run_of_matching_resumes_to_the_same_weights(tmp_path, monkeypa
     kill = ("import os, runpy; replace = os.replace; os.replace = lambda *names: (replace(*names), "
             "os.kill(os.getpid(), 9)); runpy.run_module('extras.matching', run_name='__main__')")
     monkeypatch.setattr(matching, "out", str(tmp_path))
-    assert train("dfm", tmp_path, "--iterations=4").returncode == 0
+    train("dfm", tmp_path, "--iterations=4")
 
     def matched(*command, status=0):
-        done = run(*command, f"--out={tmp_path}", "--iterations=6", "--save_every=2",
-                   "--batch_size=4", "--resume")
-        assert done.returncode == status, done.stderr
+        run(*command, f"--out={tmp_path}", "--iterations=6", "--save_every=2", "--batch_size=4",
+            "--resume", status=status)
         return trained(tmp_path / "dmd.pt")
 
     whole = matched("-m", "extras.matching")

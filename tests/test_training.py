@@ -19,14 +19,22 @@ ENV = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 STAGES = ("judge", "dfm", "fsdfm")
 
 
-def run(*command, **options):
-    return subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env=ENV, text=True,
-                          capture_output=True, timeout=300, **options)
+def run(*command, status=0):
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env=ENV, text=True,
+                          capture_output=True, timeout=300)
+    assert done.returncode == status, (command, done.stderr)
+    return done
 
 
-def train(stage, out, *settings):
+def refusal(*command):
+    """The one line on stderr with which a command ends."""
+    (line,) = run(*command, status=2).stderr.strip().splitlines()
+    return line
+
+
+def train(stage, out, *settings, status=0):
     return run("train.py", stage, "config/tiny.py", f"--out={out}", "--iterations=24",
-               "--validate_every=8", *settings)
+               "--validate_every=8", *settings, status=status)
 
 
 def same(a, b):
@@ -50,8 +58,7 @@ def out(tmp_path_factory):
     """A folder with the three networks, each of 24 iterations."""
     folder = tmp_path_factory.mktemp("out")
     for stage in STAGES:
-        done = train(stage, folder)
-        assert done.returncode == 0, done.stderr
+        train(stage, folder)
     return folder
 
 
@@ -71,7 +78,7 @@ def test_a_killed_run_resumes_to_the_same_weights(stage, out, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert trained(tmp_path / f"{stage}.pt")["iteration"] in (8, 16)
-    assert train(stage, tmp_path, "--resume").returncode == 0
+    train(stage, tmp_path, "--resume")
     assert same(trained(out / f"{stage}.pt"), trained(tmp_path / f"{stage}.pt"))
     logs = []
     for folder in (out, tmp_path):
@@ -103,10 +110,8 @@ def test_two_processes_train_as_one(stage, out, tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         (folder / "dfm.pt").symlink_to(out / "dfm.pt")
-        done = run(*launcher, "train.py", stage, "config/tiny.py", f"--out={folder}", "--overwrite",
-                   f"--accumulation={passes}", "--iterations=3", "--learning_rate=1e-2",
-                   "--warmup=1")
-        assert done.returncode == 0, done.stderr
+        run(*launcher, "train.py", stage, "config/tiny.py", f"--out={folder}", "--overwrite",
+            f"--accumulation={passes}", "--iterations=3", "--learning_rate=1e-2", "--warmup=1")
         weights.append(torch.load(folder / f"{stage}.pt", weights_only=True)["model"])
     one, two, other = (torch.cat([w.flatten() for w in network.values()]) for network in weights)
     assert (one - two).norm() < 0.05 * (one - other).norm()
@@ -145,20 +150,16 @@ def test_what_train_refuses(out, tmp_path):
         (["dfm", f"--init_from={out}/judge.pt", f"--out={tmp_path}"], "no dfm can start"),
     ]
     for arguments, message in cases:
-        done = run("train.py", *arguments)
-        assert done.returncode == 2, (arguments, done.stderr)
-        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-        assert message in done.stderr, (arguments, done.stderr)
+        assert message in refusal("train.py", *arguments)
     assert (out / "dfm.pt").read_bytes() == before
 
 
 def test_a_student_needs_a_finished_dfm(out, tmp_path):
     checkpoint = torch.load(out / "dfm.pt", weights_only=True)
     torch.save(checkpoint | {"iteration": 3}, tmp_path / "dfm.pt")
-    done = train("fsdfm", tmp_path)
-    assert done.returncode == 2 and "is not finished" in done.stderr
+    assert "is not finished" in train("fsdfm", tmp_path, status=2).stderr
     torch.save(checkpoint | {"settings": {"data": "other"}}, tmp_path / "dfm.pt")
-    assert "was not trained on data" in train("dfm", tmp_path, "--resume").stderr
+    assert "was not trained on data" in train("dfm", tmp_path, "--resume", status=2).stderr
 
 
 def test_a_finished_run_says_so_and_others_start_from_it(out, tmp_path):
