@@ -27,9 +27,8 @@ OUT/eval.json. Source: FS-DFM (arXiv 2509.20624), whose judge is GPT-2 Large (ex
 is that of `train.py judge`. Read next: plot.py.
 """
 
-from config.command import autocast, named, pick_device, stop  # before torch
+from config.command import autocast, named, parser_of, pick_device, stop  # before torch
 
-import argparse
 import json
 import math
 import os
@@ -195,9 +194,7 @@ def verdict(rows):
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("--models", nargs="+", help="such as dfm fsdfm dmd (default: those in OUT)")
     add("--steps", type=int, nargs="+", help="numbers of steps (default: 1 2 4 8 16 32 64 1024)")

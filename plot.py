@@ -14,9 +14,8 @@ Frontier  perplexity against entropy, a point for each temperature: the fairest 
 Error bars are one standard error over texts; of right stories, 95% intervals. Before: eval.py.
 """
 
-from config.command import stop  # before torch
+from config.command import parser_of, stop  # before torch
 
-import argparse
 import csv
 import glob
 import json
@@ -213,9 +212,7 @@ def draw_training(paths):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--out", default="out", help="folder of eval.json (default: out)")
     out = parser.parse_args().out
     path, ladder = os.path.join(out, "eval.json"), os.path.join(out, "ladder.json")

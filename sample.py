@@ -15,9 +15,8 @@ A network that is not in out/ is taken from weights/, which comes with the proje
 by flow.generate. Read next: eval.py.
 """
 
-from config.command import autocast, named, pick_device, stop  # before torch
+from config.command import autocast, named, parser_of, pick_device, stop  # before torch
 
-import argparse
 import os
 import sys
 import time
@@ -201,9 +200,7 @@ def watcher(tokenizer, steps):
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("--model", default="fsdfm", help="dfm, fsdfm, dmd: OUT/MODEL.pt (default: fsdfm)")
     add("--steps", type=int, default=8, help="steps from noise to text (default: 8)")

@@ -4,6 +4,7 @@ Plumbing, to be skipped on a first reading. Importing it (before torch) makes an
 can repair one line instead of a traceback, with exit status 2, and Ctrl-C a quiet end.
 """
 
+import argparse
 import ast
 import difflib
 import errno
@@ -57,6 +58,13 @@ def report(kind, error, trace):
 
 
 sys.excepthook = report
+
+
+def parser_of(doc, **options):
+    """A parser of arguments whose --help begins with the docstring of the script."""
+    form = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=doc, formatter_class=form, **options)
+
 
 # ------------------------------------------------------------------------------------------------
 # settings, as in nanoGPT: assignments in a script, overridden by files and by --name=value

@@ -17,9 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run this file
 
-from config.command import stop  # before torch
+from config.command import parser_of, stop  # before torch
 
-import argparse
 import ast
 import gzip
 import hashlib
@@ -278,9 +277,7 @@ def download(address, name):
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("name", help=f"{', '.join(NAMES)}, or one of your own for --text: the folder in data/")
     add("--text", nargs="+", metavar="FILE", default=[], help="UTF-8 files to use instead")

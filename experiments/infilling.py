@@ -12,9 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # model.py is there
 
-from config.command import pick_device, stop  # before torch
-
-import argparse
+from config.command import parser_of, pick_device, stop  # before torch
 
 import torch
 
@@ -24,9 +22,7 @@ from sample import AT_A_TIME, fill, find_network, load_model
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("--models", nargs="+", default=["dfm", "fsdfm"], help="OUT/MODEL.pt (dfm fsdfm)")
     add("--steps", type=int, nargs="+", default=[8, 64], help="(default: 8 64)")

@@ -15,9 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # model.py is there
 
-from config.command import pick_device, stop  # before torch
+from config.command import parser_of, pick_device, stop  # before torch
 
-import argparse
 import json
 import os
 
@@ -63,9 +62,7 @@ def table(rows, steps):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("--steps", type=int, nargs="+", default=[4, 8], help="(default: 4 8)")
     add("--num-samples", type=int, default=512, help="stories of each number (default: 512)")

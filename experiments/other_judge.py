@@ -13,9 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # eval.py is there
 
-from config.command import pick_device, stop  # before torch
+from config.command import parser_of, pick_device, stop  # before torch
 
-import argparse
 import importlib.util
 import math
 
@@ -62,9 +61,7 @@ def bits_per_byte(texts, network, tokenizer):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("--models", nargs="+", help="such as dfm fsdfm dmd (default: those in OUT)")
     add("--steps", type=int, nargs="+", default=[4, 8, 64], help="(default: 4 8 64)")

@@ -10,9 +10,8 @@ of them. Writing is the same, with the same network. A network that was not trai
 tokens for noise while t is small.
 """
 
-from config.command import pick_device, stop  # before torch
+from config.command import parser_of, pick_device, stop  # before torch
 
-import argparse
 import math
 import re
 import sys
@@ -75,9 +74,7 @@ def infill_template(text, tokenizer, length):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("text", help="with blanks: ___ is three tokens, _12_ twelve")
     add("--model", default="fsdfm", help="OUT/MODEL.pt (default: fsdfm)")

@@ -9,9 +9,8 @@ with other names, q, k and v apart and not normalised, no sines added to the emb
 embedded without a scale. Its tokens are GPT-2's 50,257; one row more is MASK (extras/mask.py).
 """
 
-from config.command import stop  # before torch
+from config.command import parser_of, stop  # before torch
 
-import argparse
 import os
 import re
 from pathlib import Path
@@ -84,9 +83,7 @@ def convert(published, network, n_head=None, vocab_size=50257):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("file", help="a published .pth")
     parser.add_argument("out", type=Path, help="folder for dfm.pt and fsdfm.pt")
     parser.add_argument("--n-head", type=int, help="attention heads, where the file has no table")

@@ -8,9 +8,8 @@ All three show the same runs (run.py). Runners are named as MODEL:STEPS, as in
 `--race dfm:256 dmd:8`, with or without --html and --gif.
 """
 
-from config.command import pick_device, stop  # before torch
+from config.command import parser_of, pick_device, stop  # before torch
 
-import argparse
 import os
 import shlex
 import sys
@@ -25,9 +24,7 @@ from show.run import LABELS, count_right, record
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(
-        prog="sample.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, prog="sample.py")
     add = parser.add_argument
     add("--race", nargs="*", metavar="MODEL:STEPS",
         help="the runners, side by side on the terminal (default: dfm:1024 dfm:4 dmd:4; of 100 "
