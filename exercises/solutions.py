@@ -5,10 +5,6 @@ import math
 
 import torch
 
-# ------------------------------------------------------------------------------------------------
-# from text to noise, and what the noise says of the text
-
-
 def sample_path(x_1, x_0, t):
     # exercise 1
     is_text = torch.rand(x_1.shape) < t[:, None]  # (B, L)
@@ -31,10 +27,6 @@ def dfm_loss(logits, x_1, x_t, t):
     p_stay = log_p.gather(-1, x_t[..., None]).squeeze(-1).exp()  # (B, L), p(x_t)
     log_p_1 = log_p.gather(-1, x_1[..., None]).squeeze(-1)  # (B, L), log p(x_1)
     return torch.where(x_t == x_1, 1 - p_stay, -p_stay - log_p_1) / (1 - t)[:, None]
-
-
-# ------------------------------------------------------------------------------------------------
-# from noise to text
 
 
 def jump(x_t, logits, t, h, last):
@@ -62,10 +54,6 @@ def generate(model, x, times):
         logits = model(x, torch.full((len(x),), t), torch.full((len(x),), h))
         x = jump(x, logits, t, h, last=i == len(times) - 2)
     return x
-
-
-# ------------------------------------------------------------------------------------------------
-# a student for large steps
 
 
 def cumulative_scalar(t, h):

@@ -45,10 +45,6 @@ def drawn_from(what, tokens, expected):
             f"{what}: expected symbol {symbol} in {p:.3f} of the draws, found {share[symbol]:.3f}")
 
 
-# ------------------------------------------------------------------------------------------------
-# from text to noise
-
-
 def test_path(mine):
     n = 20_000
     t = torch.tensor([0.0, 0.25, 0.7, 1.0])
@@ -79,10 +75,6 @@ def test_loss(mine):
     x_1, x_t, t = torch.randint(4, (6, 5)), torch.randint(4, (6, 5)), torch.rand(6)
     same("random logits", mine.dfm_loss(logits, x_1, x_t, t),
          flow.generalized_kl(logits, x_1, x_t, t), 1e-3)
-
-
-# ------------------------------------------------------------------------------------------------
-# from noise to text
 
 
 def test_jump(mine):
@@ -121,10 +113,6 @@ def test_generate(mine):
     assert calls == expected, f"t and h of the calls: expected {expected}, found {calls}"
     exact = torch.tensor(toy.sampled_distribution("uniform", 4)).flatten()
     drawn_from("texts of 4 steps, as symbols 4 a + b", 4 * x[:, 0] + x[:, 1], exact)
-
-
-# ------------------------------------------------------------------------------------------------
-# a student for large steps
 
 
 def test_scalar(mine, monkeypatch):

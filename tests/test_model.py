@@ -1,4 +1,4 @@
-"""Checks model.py: conditioning, attention, the student's start."""
+"""Checks model.py: conditioning, attention, the student and the judge, in this order."""
 
 import math
 from dataclasses import replace
@@ -24,10 +24,6 @@ def random_network(**changes):
 def inputs(B=3):
     """x_t (B, L), t (B,) and h (B,)."""
     return torch.randint(20, (B, 16)), torch.rand(B), torch.tensor([1, 0.125, 1 / 1024])[:B]
-
-
-# ------------------------------------------------------------------------------------------------
-# conditioning
 
 
 @pytest.mark.parametrize("step_aware", [False, True])
@@ -60,10 +56,6 @@ def test_a_time_for_every_token(step_aware):
     torch.testing.assert_close(model(x, token_t, h), model(x, t, h), rtol=1e-5, atol=1e-5)
     token_t[:, 4] = 1
     assert (model(x, token_t, h) - model(x, t, h))[:, 9].abs().max() > 1e-3
-
-
-# ------------------------------------------------------------------------------------------------
-# attention
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -101,10 +93,6 @@ def test_both_forms_of_attention_are_one_function():
         y = form(*parts, False) if form is attend else form(*parts)
         results.append([y.detach(), *torch.autograd.grad(y, parts, upstream)])
     torch.testing.assert_close(*results, rtol=0, atol=0.05)
-
-
-# ------------------------------------------------------------------------------------------------
-# the student and the judge
 
 
 def test_the_student_starts_as_the_dfm_and_can_learn_h():
