@@ -27,6 +27,7 @@ import tempfile
 import time
 from functools import partial
 from types import SimpleNamespace
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import model as model_file
 from distill import update_ema
-from flow import generate
-from sample import load_model
+from sample import fill, load_model
 
 AT_MOST = 15, 5.0  # rounds of a comparison, and seconds; but at least 3 rounds
 
@@ -112,13 +112,11 @@ def step(run, loss_of, amp):
 
 def with_plain_attention(function):
     """function() with scaled_dot_product_attention in every block."""
-    ours = model_file.attend
-    model_file.attend = lambda q, k, v, causal: F.scaled_dot_product_attention(
-        q, k, v, is_causal=causal)
-    try:
+    def attend(q, k, v, causal):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+    with mock.patch.object(model_file, "attend", attend):
         function()
-    finally:
-        model_file.attend = ours
 
 
 def compare_training(judge, dfm, fsdfm):
@@ -151,18 +149,6 @@ def compare_training(judge, dfm, fsdfm):
             f"rate of a large matrix product, {rate / 1e12:.2f} TFLOP/s.")
 
 
-# ------------------------------------------------------------------------------------------------
-# sampling
-
-
-@torch.no_grad()
-def write(model, amp, steps):
-    """A text from noise."""
-    shape, device = (1, model.config.block_size), model.embedding.weight.device
-    with amp:
-        generate(model, torch.randint(model.config.vocab_size, shape, device=device), steps)
-
-
 def main():
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
@@ -170,15 +156,16 @@ def main():
         return
     with tempfile.TemporaryDirectory() as out:
         runs = [train_once(stage, arguments, out) for stage in ("judge", "dfm", "fsdfm")]
-        device, amp = runs[0].device, runs[0].amp
+        device = runs[0].device
         model, _ = load_model(f"{out}/fsdfm.pt", device)
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else (
         f"{torch.get_num_threads()} threads of {platform.machine()}")
     print(f"{machine}, torch {torch.__version__}, {' '.join(arguments) or 'config/stories.py'}\n")
     print("| part: first, second | first | second | ratio |\n| --- | ---: | ---: | ---: |")
     note = compare_training(*runs)
+    template = torch.full((1, model.config.block_size), -1, device=device)  # all to be written
     compare(f"a text of {model.config.block_size:,} tokens", device, **{
-        "1,024 steps": partial(write, model, amp, 1024), "8 steps": partial(write, model, amp, 8)})
+        f"{steps:,} steps": partial(fill, model, template, steps) for steps in (1024, 8)})
     print(f"\n{note}")
 
 
