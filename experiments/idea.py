@@ -20,13 +20,13 @@ import config.command  # before torch
 import random
 
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 
 from data.stories import make_story
+from experiments.one_step import draw_squares
 from flow import cumulative_scalar, jump
 from sample import load_model
-from toy import TEXT, V, sampled_distribution, total_variation
+from toy import TEXT, sampled_distribution, total_variation
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = 12  # tokens of a story
@@ -137,15 +137,9 @@ def draw_product():
         texts[f"{n} step{'s' * (n > 1)}"] = sampled_distribution("uniform", n, power=2)
     figure, axes = plt.subplots(1, len(texts), figsize=(12, 3.7), layout="constrained")
     for axis, (name, p) in zip(axes, texts.items()):
-        axis.imshow(p, cmap="Blues", vmin=0, vmax=TEXT.max())
-        for (a, b), share in np.ndenumerate(p):
-            colour = "white" if share > 0.6 * TEXT.max() else "black"
-            axis.text(b, a, f"{100 * share:.0f}%", ha="center", va="center", color=colour)
+        draw_squares(axis, p, "{:.0f}%")
         wrong = total_variation(p, TEXT)
         axis.set_title(name if p is TEXT else f"{name}: {100 * wrong:.0f}% wrong")
-        axis.set_xticks(range(V))
-        axis.set_yticks(range(V))
-        axis.set_xlabel("second token")
     axes[0].set_ylabel("first token")
     return figure
 

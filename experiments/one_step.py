@@ -83,19 +83,24 @@ def match(source, seed=0):
     return written_texts(softmax(logits)), history
 
 
+def draw_squares(axis, p, form):
+    """A distribution of texts (V, V) as squares, with the percent of each in the given form."""
+    axis.imshow(p, cmap="Blues", vmin=0, vmax=TEXT.max())
+    for (a, b), share in np.ndenumerate(p):
+        colour = "white" if share > 0.6 * TEXT.max() else "black"
+        axis.text(b, a, form.format(100 * share), ha="center", va="center", color=colour)
+    axis.set_xlabel("second token")
+    axis.set_xticks(range(V))
+    axis.set_yticks(range(V))
+
+
 def draw(texts, histories):
     """The figure: each distribution of texts as 4 x 4 squares, and KL against updates."""
     plt.rcParams.update({"font.size": 13, "axes.spines.top": False, "axes.spines.right": False})
     figure, axes = plt.subplots(1, len(texts) + 1, figsize=(18, 4.6), layout="constrained")
     for axis, (name, p) in zip(axes, texts.items()):
-        axis.imshow(p, cmap="Blues", vmin=0, vmax=TEXT.max())
-        for (a, b), share in np.ndenumerate(p):
-            colour = "white" if share > 0.6 * TEXT.max() else "black"
-            axis.text(b, a, f"{100 * share:.0f}", ha="center", va="center", color=colour)
+        draw_squares(axis, p, "{:.0f}")
         axis.set_title(f"{name}\nKL {kl(p, TEXT):.4f}", fontsize=13)
-        axis.set_xlabel("second token")
-        axis.set_xticks(range(V))
-        axis.set_yticks(range(V))
     axes[0].set_ylabel("first token; percent of texts")
     for source, history in histories.items():
         axes[-1].semilogy(np.maximum(history, 1e-6), label=f"{source} source", linewidth=3)
