@@ -225,8 +225,8 @@ def texts(tokens, stride, L, n):
 
 
 def start(place):
-    """(meta, tokens, student, ema, dfm, auxiliary, optimizer, iteration, seconds), new or from
-    OUT/dmd.pt."""
+    """(meta, tokens, dfm, networks, optimizer, iteration, seconds), new or from OUT/dmd.pt. The
+    networks that are saved, {name: network}, are the student, its EMA and the auxiliary."""
     path = f"{out}/dmd.pt"
     if os.path.exists(path) and not (resume or overwrite):
         stop(f"{path} exists: --resume goes on with it, --overwrite starts again")
@@ -248,25 +248,25 @@ def start(place):
     auxiliary = Auxiliary(dfm, frequency).to(place).train()
     student = student_from(dfm).to(place).train()
     ema = copy.deepcopy(student).requires_grad_(False).eval()
+    networks = {"model": student, "ema": ema, "auxiliary": auxiliary}
     optimizer = torch.optim.AdamW(
         [{"params": list(student.parameters()), "factor": 1.0},
          {"params": list(auxiliary.parameters()), "factor": auxiliary_rate}],
         betas=(0.9, 0.95), weight_decay=0.0, fused=True,
     )
     if checkpoint is None:
-        return meta, tokens, student, ema, dfm, auxiliary, optimizer, 0, 0.0
-    student.load_state_dict(checkpoint["model"])
-    ema.load_state_dict(checkpoint["ema"])
-    auxiliary.load_state_dict(checkpoint["auxiliary"])
+        return meta, tokens, dfm, networks, optimizer, 0, 0.0
+    for name, network in networks.items():
+        network.load_state_dict(checkpoint[name])
     optimizer.load_state_dict(checkpoint["optimizers"][0])
-    return (meta, tokens, student, ema, dfm, auxiliary, optimizer, checkpoint["iteration"],
-            checkpoint["seconds"])
+    return meta, tokens, dfm, networks, optimizer, checkpoint["iteration"], checkpoint["seconds"]
 
 
 def main():
     read_settings(globals(), (), None)
     place = pick_device(device)
-    meta, tokens, student, ema, dfm, auxiliary, optimizer, first, seconds = start(place)
+    meta, tokens, dfm, networks, optimizer, first, seconds = start(place)
+    student, ema, auxiliary = networks.values()
     if first >= iterations:
         print(f"{out}/dmd.pt is finished ({first} iterations)")
         return
@@ -301,9 +301,8 @@ def main():
             torch.save({
                 "stage": "dmd", "config": vars(student.config), "settings": settings,
                 "iteration": done, "seconds": time.perf_counter() - began,
-                "tokenizer": meta["tokenizer"], "model": student.state_dict(),
-                "ema": ema.state_dict(), "auxiliary": auxiliary.state_dict(),
-                "optimizers": [optimizer.state_dict()],
+                "tokenizer": meta["tokenizer"], "optimizers": [optimizer.state_dict()],
+                **{name: network.state_dict() for name, network in networks.items()},
             }, f"{out}/dmd.pt.new")
             os.replace(f"{out}/dmd.pt.new", f"{out}/dmd.pt")
 
