@@ -17,9 +17,8 @@ Error bars are one standard error over texts; of right stories, 95% intervals. B
 from config.command import parser_of, stop  # before torch
 
 import csv
-import glob
 import json
-import os
+from pathlib import Path
 
 import matplotlib
 
@@ -195,14 +194,13 @@ def draw_training(paths):
     """The losses that train.py writes to OUT/STAGE.csv, and on held-out text as points."""
     figure, axis = plt.subplots(figsize=(11, 5.4), layout="constrained")
     for path in paths:
-        with open(path) as file:
-            rows = [row for row in csv.DictReader(file) if row["iteration"]]
+        table = csv.DictReader(path.read_text().splitlines())
+        rows = [row for row in table if row["iteration"]]
         held_out = [row for row in rows if row["validation_loss"]]
         for some, column, style in ((rows, "loss", "-"), (held_out, "validation_loss", "o")):
             x, y = ([float(row[name]) for row in some] for name in ("iteration", column))
-            stage = os.path.basename(path).removesuffix(".csv")
-            label = f"{LABELS.get(stage, stage)}, {column.replace('_', ' ')}"
-            axis.plot(x, y, style, color=COLOURS.get(stage, GREY), label=label)
+            label = f"{LABELS.get(path.stem, path.stem)}, {column.replace('_', ' ')}"
+            axis.plot(x, y, style, color=COLOURS.get(path.stem, GREY), label=label)
     axis.set_xlabel("iteration")
     axis.set_ylabel("loss, nats a token")
     axis.legend(frameon=False)
@@ -214,14 +212,12 @@ def draw_training(paths):
 def main():
     parser = parser_of(__doc__)
     parser.add_argument("--out", default="out", help="folder of eval.json (default: out)")
-    out = parser.parse_args().out
-    path, ladder = os.path.join(out, "eval.json"), os.path.join(out, "ladder.json")
-    logs = sorted(glob.glob(os.path.join(out, "*.csv")))
+    out = Path(parser.parse_args().out)
+    path, ladder, logs = out / "eval.json", out / "ladder.json", sorted(out.glob("*.csv"))
     report = {"real": {}, "rows": []}  # of the ladder or a training alone
-    if os.path.exists(path):
-        with open(path) as file:
-            report = json.load(file)
-    elif not os.path.exists(ladder) and not logs:
+    if path.exists():
+        report = json.loads(path.read_text())
+    elif not ladder.exists() and not logs:
         stop(f"there is no {path}: make it with `python eval.py` and the same --out")
     for name in {row["model"] for row in report["rows"]} - set(LABELS):  # one's own
         LABELS[name], COLOURS[name], MARKERS[name] = name, GREY, "x"
@@ -233,15 +229,14 @@ def main():
             figures["stories"] = draw_stories(report)
     if len({row["temperature"] for row in report["rows"]}) > 1:
         figures["frontier"] = draw_frontier(report)
-    if os.path.exists(ladder):
-        with open(ladder) as file:
-            figures["ladder"] = draw_ladder(json.load(file), report)
+    if ladder.exists():
+        figures["ladder"] = draw_ladder(json.loads(ladder.read_text()), report)
     if logs:
         figures["training"] = draw_training(logs)
     for name, figure in figures.items():
-        figure.savefig(os.path.join(out, f"{name}.svg"))
-        figure.savefig(os.path.join(out, f"{name}.png"), dpi=150)
-        print(f"wrote {os.path.join(out, name)}.png, and as SVG")
+        figure.savefig(out / f"{name}.svg")
+        figure.savefig(out / f"{name}.png", dpi=150)
+        print(f"wrote {out / name}.png, and as SVG")
 
 
 if __name__ == "__main__":
