@@ -1,9 +1,6 @@
 """The race as one page for a browser, which needs no network and no server: a template, its
 scripts, and what was recorded.
 
-    page_data     runs, grammar and exact world -> a dict for JSON
-    write_page    the dict, and perhaps two networks -> one file of HTML
-
 The scripts: page.js has panes and recorded runs, checker.js is data/stories.py's checker, world.js
 the exact world. With --live, live.js has two networks write: network.js is model.py in JavaScript,
 sampler.js is flow.py, and both run in a worker.

@@ -1,9 +1,6 @@
 """The race as a moving picture, for a README and for slides: a GIF, drawn with the Pillow that
-matplotlib brings.
-
-    python sample.py --gif race.gif
-
-It shows what the terminal shows (race.py); its first line says what the clock does.
+matplotlib brings. It shows what the terminal shows (race.py); its first line says what the clock
+does.
 """
 
 from matplotlib.font_manager import FontProperties, findfont

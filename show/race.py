@@ -1,8 +1,5 @@
 """The race in a terminal: runs of the same noise side by side, on one clock.
 
-    python sample.py --race                     the teacher in 1,024 steps and in 4, a student in 4
-    python sample.py --race dfm:256 dmd:8       runners of your own: MODEL:STEPS
-
 Four steps are over before the eye sees one. While they are shown, the clock therefore runs slower
 than the network did (the top line says how many times). Then it is true: the longest run is shown
 while the network computes it.

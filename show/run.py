@@ -1,9 +1,5 @@
 """A run: every state x_t from noise to text, with the time each took. What race and page show.
 
-    record       runs a network once, and keeps its states and the clock
-    statuses     what happened to each token by a step: one of STATUSES
-    count_right  how many of more stories are right
-
 Runs of one seed start from the same noise x_0, and end in the text that sample.py prints for that
 seed. The clock stands still while something is drawn: its seconds are those of the network alone.
 """
