@@ -33,7 +33,6 @@ L = 32
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER = Tokenizer(describe_words(vocabulary()))
 V = TOKENIZER.vocab_size
-both_samplers = pytest.mark.parametrize("sampler", [generate, renoise])
 
 
 def make_network(sampler=generate, **changes):
@@ -49,7 +48,7 @@ def make_run(sampler=generate, steps=8):
     return record("dfm", make_network(sampler), TOKENIZER, steps, seed=3)
 
 
-@both_samplers
+@pytest.mark.parametrize("sampler", [generate, renoise])
 def test_a_run_is_what_sample_py_writes(sampler):
     """And its probabilities are those of the posterior before each step."""
     network = make_network(sampler)
