@@ -273,7 +273,7 @@ def split_sentences(words, classes=CLASSES):
     """[(position of the first word, words, skeleton)]: a full stop ends a sentence."""
     stops = [i + 1 for i, word in enumerate(words) if word == "." or i == len(words) - 1]
     spans = zip([0, *stops], stops)
-    return [(start, words[start:stop], skeleton(words[start:stop], classes)) for start, stop in spans]
+    return [(start, words[start:end], skeleton(words[start:end], classes)) for start, end in spans]
 
 
 def align(names, scenes):
