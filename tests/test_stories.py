@@ -37,11 +37,6 @@ def draw(n, seed=1):
 # right stories
 
 
-def test_every_story_is_right():
-    for story in draw(300):
-        assert check(story) == [], story
-
-
 def test_every_template_is_right():
     """Each plot with each template of each scene at least once, with the cast that was drawn."""
     rng = random.Random(2)
@@ -253,14 +248,6 @@ def test_variety_sees_a_form_that_is_never_used():
     assert min(shares, key=shares.get) == "form 3" and shares["form 3"] < 0.7
 
 
-def test_entropies():
-    one = {role: values[0] for role, values in VALUES.items()} | {"plot": 1, "form 1": "a"}
-    other = one | {"A": VALUES["A"][1], "q": VALUES["q"][1], "form 1": "b"}
-    bits = stories.entropies([one, other])
-    assert {name for name in bits if "+" not in name and bits[name] == 1} == {"A", "q", "form 1"}
-    assert {bits["A+q"], bits["A+plot"]} == {1} and bits["x+plot"] == 0
-
-
 # ------------------------------------------------------------------------------------------------
 # words
 
@@ -283,7 +270,7 @@ def test_the_files(tmp_path, monkeypatch):
     """A right story in every row, and none of the training set among those held out."""
     for module in (data.prepare, data.tokens):
         monkeypatch.setattr(module, "FOLDER", tmp_path)
-    few = (*data.prepare.WORLDS["stories"][:3], 2000, 100)
+    few = (make_story, vocabulary, 128, 2000, 100)
     monkeypatch.setitem(data.prepare.WORLDS, "stories", few)
     data.prepare.prepare_world("stories")
     meta, tokens = data.tokens.load_tokens("stories")
