@@ -35,7 +35,7 @@ NOUN = "book"  # what a text is called
 LENGTH = 1024  # tokens of a book, with its padding
 DAYS = 22
 OTHER = {"A": "B", "B": "A"}  # the two people
-THINGS = "xyzw"
+THINGS = "zwxy"  # in the order of the beginning and the end
 VALUES = {  # of the roles. Every word belongs to one of them, so that a word says whose it is
     **{role: stories.VALUES[role] for role in "ABxypq"},
     "z": "bottle bucket candle coin cup fan jar key map pencil ring spoon".split(),
