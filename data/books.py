@@ -1,13 +1,13 @@
 """Books: the first day of a story (stories.py) again and again, for 1,024 tokens.
 
-    Mia had a red ball. [...] One evening Mia took the red ball to the barn. At the barn she met
-    Tom. Mia gave the red ball to Tom, and he was glad. That night the ball was in the house of Tom.
-    [...] In the end Tom had the red ball.
+    Mia had a red ball. [...] One evening Mia went to the barn. At the barn she met Tom. Mia gave
+    the red ball to Tom, and he was glad. That night the ball was in the house of Tom. [...] In the
+    end Tom had the red ball.
 
-Two people, four things, each with its colour, and four places come back for 22 days. A day begins
-with whoever has the thing by then, and the end says who has what. Some things come back every other
-day, some after eight, so a word may have to agree with one that was said hundreds of tokens before:
-facts are counted by that distance.
+Two people, four things, each with its colour, and four places come back day after day. The day's
+thing is with whoever has it by then, and the end says who has what. Some things come back every
+other day, some after eight, so a word may have to agree with one that was said hundreds of tokens
+before: facts are counted by that distance.
 
     make_book(rng)          draws a book
     read(text)              its facts, each right or wrong, and its mistakes
@@ -33,7 +33,7 @@ from data.tokenizer import describe_words, join_words, split_words
 
 NOUN = "book"  # what a text is called
 LENGTH = 1024  # tokens of a book, with its padding
-DAYS = 22
+DAYS = 24
 OTHER = {"A": "B", "B": "A"}  # the two people
 THINGS = "zwxy"  # in the order of the beginning and the end
 VALUES = {  # of the roles. Every word belongs to one of them, so that a word says whose it is
@@ -50,13 +50,15 @@ VALUES = {  # of the roles. Every word belongs to one of them, so that a word sa
 ROLE_OF = {word: role for role, words in VALUES.items() for word in words}
 KIND_OF = {"A": "name", "B": "name", "c": "colour"}
 KIND_OF |= dict.fromkeys(THINGS, "thing") | dict.fromkeys("pqrs", "place")
+KIND_OF_FORM = dict.fromkeys(PRONOUNS, "pronoun") | dict.fromkeys(ARTICLES, "article")
 CLASSES = stories.CLASSES | {word: KIND_OF[role[0]] for word, role in ROLE_OF.items()}
 
-# In templates {A} is who has the day's thing {x}, of colour {cx}, {B} the other one, whom he or she
-# meets at the place {p}. {i} is {A}, named for having it, and {h} who has it at night.
+# In the sentences "go" and "meet" {A} goes to the place {p}, where {B} is: every day the same two.
+# In the others {A} is who has the thing {x}, of colour {cx}, and {B} the other one. {i} is {A}, and
+# {h} who has the thing at night.
 SCENES = {name: stories.SCENES[name] for name in ("begin", "meet", *FIRST_DAYS, "night")} | {
-    "go": ["One (morning|evening) {i} took the {cx} {x} to the {p}.",
-           "{i} carried the {cx} {x} to the {p} one (morning|evening)."],
+    "go": ["One (morning|evening) {A} went to the {p}.",
+           "{A} walked to the {p} one (morning|evening)."],
     "end": ["In the end {i} had the {cx} {x}.", "So {i} kept the {cx} {x}."],
 }
 EVENTS = list(FIRST_DAYS)
@@ -97,10 +99,11 @@ def can_check(tokenizer):
     return tokenizer.description == describe_words(vocabulary())
 
 
-def roles_of(day, a, h):
-    """{role in the templates: role in the book} of a day, on which a has the thing, and h has it at
-    night."""
+def roles_of(name, day, a, h):
+    """{role in the templates: role in the book} of a sentence of a day, on which a has the thing,
+    and h at night."""
     _, x, p = PLAN[day]
+    a = "A" if name in ("go", "meet") else a
     return {"A": a, "B": OTHER[a], "C": h, "x": x, "cx": f"c{x}", "p": p}
 
 
@@ -123,8 +126,8 @@ def draw_book(rng):
         if "event" in names:
             event = pick(rng, EVENTS)
             owner[x] = night_owner(event, a)
-        roles = roles_of(day, a, owner[x])
-        scenes += [(event if name == "event" else name, roles) for name in names]
+        scenes += [(event if name == "event" else name, roles_of(name, day, a, owner[x]))
+                   for name in names]
     return cast, scenes
 
 
@@ -200,31 +203,32 @@ def facts_of(day, slots, cast, owner, said):
     """The facts of a day, a list, from its slots: (scene, position, word, part of the template).
 
     owner: {thing: who has it by now}, and said: {role, or ("owner", thing): its last position};
-    both are brought up to date. Who begins a day with the thing is what most of its words say; that
-    it is whoever has it by now is a fact of the day's first sentence alone.
+    both are brought up to date. Who has the thing during the day is what most of its words say;
+    that it is whoever has it by now is a fact of the first of them alone.
     """
-    (_, x, _), who = PLAN[day], Counter()
-    for _, _, word, part in slots:
-        if part.form == "name" and part.role in "AB" and word in ROLE_OF:
+    x, who = PLAN[day][1], Counter()
+    for name, _, word, part in slots:
+        if part.form == "name" and name not in ("go", "meet", "night") and word in ROLE_OF:
             who[ROLE_OF[word] if part.role == "A" else OTHER[ROLE_OF[word]]] += 1
-    a = who.most_common(1)[0][0] if who else owner.get(x, "A")
+    before = owner.get(x)
+    a = who.most_common(1)[0][0] if who else before or "A"
     event = next((name for name, *_ in slots if name in EVENTS), None)
-    roles = roles_of(day, a, night_owner(event, a) if event else owner.get(x, a))
-    facts = []
+    h = night_owner(event, a) if event else before or a
+    facts, told = [], False
     for name, position, word, part in slots:
-        role = roles[part.role]
-        if part.owner and part.role == "A" and ROLE_OF.get(word) != owner.get(x):
-            role = owner.get(x, a)  # where it is the owner, it must agree with the day
+        role, kind = roles_of(name, day, a, h)[part.role], KIND_OF_FORM.get(part.form, part.form)
+        owns = kind == "name" and name not in ("go", "meet") and not (told and name in EVENTS)
+        if owns and before and name != "night":
+            by_now = before if part.role == "A" else OTHER[before]
+            role = role if ROLE_OF.get(word) == by_now else by_now
+        told = told or owns
         right = fill(part, {part.role: cast[role]}) if role in cast else ""
-        says = part.form not in PRONOUNS and part.form not in ARTICLES
-        owns = says and KIND_OF[role[0]] == "name" and (part.owner or name == "begin")
         key = ("owner", x) if owns else role
-        kind = "pronoun" if part.form in PRONOUNS else "article" if not says else part.form
-        kind = "possession" if owns else kind
-        facts.append(Fact(kind, position, position - said.get(key, position), word, right))
-        if says:
+        facts.append(Fact("possession" if owns else kind, position,
+                          position - said.get(key, position), word, right))
+        if kind not in ("pronoun", "article"):
             said[key] = said[role] = position
-        if owns:
+        if owns and name in ("begin", "night"):
             owner[x] = ROLE_OF.get(word, role)
     return facts
 

@@ -5,8 +5,8 @@ number of steps, and against the distance to what a word must agree with.
 
 The rungs are the DFM by the sampler of Meta's library, as published; by ours; a DFM trained as long
 as DFM and student together, where it has been put as OUT/longer.pt; and FS-DFM. A book has about
-343 facts. Of a sentence that cannot be read, all are wrong. ± is one standard error over books. Two
-rows are level if the 95% interval of their difference lies within 3.4 wrong facts, 1%. Variety is
+322 facts. Of a sentence that cannot be read, all are wrong. ± is one standard error over books. Two
+rows are level if the 95% interval of their difference lies within 3.2 wrong facts, 1%. Variety is
 the entropy of every slot, and of every pair of slots, as a share of that of as many true books; the
 lowest. Before: data/books.py.
 """
