@@ -22,11 +22,11 @@ case $part in
         # shellcheck disable=SC2086
         {
             python train.py dfm config/books.py $size --block_size=256 --batch_size=64 \
-                --iterations=3000 --out=$out-256 --resume "$@"
+                --accumulation=1 --iterations=3000 --out=$out-256 --resume "$@"
             python train.py dfm config/books.py $size --init_from=$out-256/dfm.pt --batch_size=32 \
-                --iterations=8000 --out=$out --resume "$@"
-            python train.py fsdfm config/books.py $size --batch_size=32 --iterations=4000 \
-                --learning_rate=5e-4 --out=$out --resume "$@"
+                --accumulation=1 --iterations=8000 --out=$out --resume "$@"
+            python train.py fsdfm config/books.py $size --batch_size=32 --accumulation=1 \
+                --iterations=4000 --learning_rate=5e-4 --out=$out --resume "$@"
         }
         python experiments/books.py --out $out --steps 1 2 4 8 16 32 64 1024
         ;;
