@@ -114,7 +114,7 @@ def draw(rows):
             right.plot(FARTHEST, shares, color=colour, marker=marker,
                        linestyle="-" if row["steps"] == 8 else ":",
                        label=f"{name}, {row['steps']:,} steps")
-    left.set(xscale="log", yscale="log", xlabel="steps", title="wrong facts of a book",
+    left.set(xscale="log", ylim=(0, None), xlabel="steps", title="wrong facts of a book",
              ylabel="wrong facts (lower is better)")
     left.set_xticks(ticks := sorted({row["steps"] for row in rows}), [f"{n:,}" for n in ticks])
     right.set(xscale="log", xlabel="words since it was said, at most", ylabel="share that is wrong",
