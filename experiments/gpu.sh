@@ -1,48 +1,68 @@
 #!/usr/bin/env bash
-# What a GPU is for: bash experiments/gpu.sh rate|books|text [--device cuda:0]. Each part goes on
-# where it was stopped, and leaves its figures in a folder of its own.
+# All that a CUDA GPU can show: the GPU tests, a training with its curve, and benchmarks at two
+# sizes, whose tables are Markdown. Run it again to go on where it stopped.
 #
-#     rate     GPU tests; time of a step of the paper's small network, and of 8 and 1,024 steps
-#     books    1,024 tokens in which facts are counted, with 25 million weights (data/books.py)
-#     text     novels of your own, NOVELS=FILE, in 1,024 byte pairs: perplexity and entropy
+#     bash experiments/gpu.sh           Python's documentation, 256 tokens at a time; in out-gpu/
+#     bash experiments/gpu.sh my.txt    your text, 1,024 of GPT-2's tokens at a time; in out-my/
+#     bash experiments/gpu.sh books     books of 1,024 tokens (data/books.py), 25 million weights
 
+if [ -z "${BASH_VERSION:-}" ]; then
+    echo "error: this needs bash: bash experiments/gpu.sh" >&2
+    exit 2
+fi
 set -euo pipefail
-cd "$(dirname "$0")/.."
-part=${1:-}
-shift || true
-case $part in
-    rate)
-        python -m pytest -q -rs tests/test_cuda.py
-        python experiments/bench.py config/paper_small.py --data=books --batch_size=64 "$@"
-        ;;
-    books)
-        if [ ! -f data/books/meta.json ]; then python data/prepare.py books; fi
-        size="--n_layer=8 --n_head=8 --dim=512 --cond_dim=128 --learning_rate=2e-3"
-        out=out-books-gpu
-        # shellcheck disable=SC2086
-        {
-            python train.py dfm config/books.py $size --block_size=256 --batch_size=64 \
-                --accumulation=1 --iterations=3000 --out=$out-256 --resume "$@"
-            python train.py dfm config/books.py $size --init_from=$out-256/dfm.pt --batch_size=32 \
-                --accumulation=1 --iterations=8000 --out=$out --resume "$@"
-            python train.py fsdfm config/books.py $size --batch_size=32 --accumulation=1 \
-                --iterations=4000 --learning_rate=5e-4 --out=$out --resume "$@"
-        }
-        python experiments/books.py --out $out --steps 1 2 4 8 16 32 64 1024
-        ;;
-    text)
-        if [ ! -f data/novels/meta.json ]; then
-            python data/prepare.py novels --text "$NOVELS" --vocab-size 4096
-        fi
-        for stage in judge dfm fsdfm; do
-            python train.py $stage config/gpu.py --data=novels --block_size=1024 --batch_size=32 \
-                --out=out-novels --resume "$@"
-        done
-        python eval.py --out out-novels
-        python eval.py --out out-novels --models dfm --sampler extras.samplers.euler
-        ;;
-    *)
-        echo "error: usage: bash experiments/gpu.sh rate|books|text [settings of train.py]" >&2
+text=
+if [ "${1:-}" = books ]; then
+    text=books
+elif [ $# -gt 0 ]; then
+    if [ $# -gt 1 ] || [ ! -f "$1" ]; then
+        echo "error: usage: bash experiments/gpu.sh [books | TEXT FILE]" >&2
         exit 2
-        ;;
-esac
+    fi
+    text=$(realpath "$1")
+fi
+cd "$(dirname "$0")/.."
+source setup.sh
+if ! python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
+    echo "error: PyTorch sees no CUDA GPU here: bash speedrun.sh runs on a CPU" >&2
+    exit 2
+fi
+
+python -m pytest -q tests/test_cuda.py
+if [ "$text" = books ]; then
+    out=out-books-gpu
+    if [ ! -f data/books/meta.json ]; then
+        python data/prepare.py books
+    fi
+    set -- config/books.py --n_layer=8 --n_head=8 --dim=512 --cond_dim=128 --accumulation=1 --resume
+    python train.py dfm "$@" --block_size=256 --batch_size=64 --iterations=3000 --out=$out-256
+    python train.py dfm "$@" --init_from=$out-256/dfm.pt --batch_size=32 --iterations=8000 --out=$out
+    python train.py fsdfm "$@" --batch_size=32 --iterations=4000 --out=$out
+    python experiments/books.py --out $out --steps 1 2 4 8 16 32 64 1024
+    exit
+fi
+if [ -z "$text" ]; then
+    name=pydocs
+    out=out-gpu
+    size=()
+    if [ ! -f data/pydocs/meta.json ]; then
+        python data/prepare.py pydocs
+    fi
+else
+    name=$(basename "$text" .txt)
+    out=out-$name
+    size=(--block_size=1024 --batch_size=16)
+    if [ ! -f "data/$name/meta.json" ]; then
+        python data/prepare.py "$name" --text "$text" --tokenizer gpt2
+    fi
+fi
+for stage in judge dfm fsdfm; do
+    python train.py "$stage" config/gpu.py --data="$name" --out="$out" "${size[@]}" --resume
+    if [ "$stage" != judge ]; then  # what it writes now
+        python sample.py --model "$stage" --out "$out"
+    fi
+done
+python eval.py --data "$name" --out "$out"
+python plot.py --out "$out"
+python experiments/bench.py config/gpu.py --data="$name" "${size[@]}"
+python experiments/bench.py config/paper_small.py --data="$name"
