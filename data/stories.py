@@ -331,18 +331,18 @@ def slot_mistakes(slots, cast):
 
 
 def sentence_mistakes(sentences, matched, length, known):
-    """Sentences that no story has, or not here, and what is missing of `length` sentences.
+    """Sentences that no right text has, or not here, and what is missing of `length` sentences.
     matched: the numbers of the sentences that belong; known: the skeletons of all."""
     mistakes = []
     for i, (start, words, key) in enumerate(sentences):
         if i in matched:
             continue
-        message = "this does not belong here" if key in known else "no story has this sentence"
+        message = "this does not belong here" if key in known else "no right text has this sentence"
         kind = "event" if key in known else "sentence"
         mistakes.append(Mistake(kind, start, len(words), f"{message}: {join_words(words)}"))
     end = sum(len(words) for _, words, _ in sentences)
     missing = length - len(sentences)
-    return mistakes + [Mistake("sentence", end, 0, "the story is not complete")] * missing
+    return mistakes + [Mistake("sentence", end, 0, "the text is not complete")] * missing
 
 
 # ------------------------------------------------------------------------------------------------

@@ -97,12 +97,13 @@ class Checker {
   sentenceMistakes(sentences, matched, length) {
     const mistakes = sentences.filter((_, i) => !matched.has(i)).map(({ start, words, key }) => (
       { kind: this.names.has(key) ? "event" : "sentence", position: start, words: words.length,
-        message: this.names.has(key) ? "this does not belong here" : "no story has this sentence" }
+        message: this.names.has(key)
+          ? "this does not belong here" : "no right text has this sentence" }
     ));
     const end = sentences.reduce((sum, { words }) => sum + words.length, 0);
     for (let i = sentences.length; i < length; i++) {
       mistakes.push(
-        { kind: "sentence", position: end, words: 0, message: "the story is not complete" }
+        { kind: "sentence", position: end, words: 0, message: "the text is not complete" }
       );
     }
     return mistakes;
