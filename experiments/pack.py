@@ -40,6 +40,6 @@ if __name__ == "__main__":
     print("| file | iterations | minutes | bytes |\n| --- | ---: | ---: | ---: |")
     source, target = sys.argv[1:] or ("out-long", WEIGHTS)
     os.makedirs(target, exist_ok=True)
-    for name in ("judge", "dfm", "fsdfm", "dmd"):
+    for name in ("judge", "dfm", "fsdfm", "dmd", "longer"):
         if os.path.exists(f"{source}/{name}.pt"):
             print(pack(source, target, name))
