@@ -286,7 +286,8 @@ def align(names, scenes):
             if scenes[j] in names[i]:
                 best[i][j] = ((i, j), *best[i + 1][j + 1])
             else:
-                best[i][j] = max(best[i + 1][j], best[i][j + 1], key=len)  # the first of equals
+                # the first of equals: a sentence that cannot be read takes the place of one
+                best[i][j] = max(best[i + 1][j + 1], best[i + 1][j], best[i][j + 1], key=len)
     return best[0][0]
 
 

@@ -117,9 +117,10 @@ function align(names, scenes) {
   ));
   for (let i = names.length - 1; i >= 0; i--) {
     for (let j = scenes.length - 1; j >= 0; j--) {
-      const [a, b] = [best[i + 1][j], best[i][j + 1]];
+      // the first of equals: a sentence that cannot be read takes the place of one
+      const rests = [best[i + 1][j + 1], best[i + 1][j], best[i][j + 1]];
       best[i][j] = names[i].has(scenes[j].name) ? [[i, j], ...best[i + 1][j + 1]]
-        : a.length >= b.length ? a : b; // the first of equals
+        : rests.reduce((a, b) => (a.length >= b.length ? a : b));
     }
   }
   return best[0][0];

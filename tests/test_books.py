@@ -95,6 +95,9 @@ def test_broken_sentences_count_all_their_facts():
     reading = read(join_words(words[:second] + ["the", "the", "."] + words[second:]))
     assert [m.kind for m in reading.mistakes] == ["sentence"] and reading.wrong == books.UNREAD
     assert read("").wrong == books.UNREAD * len(books.SENTENCES)
+    words[second - 2] = "the"  # in the first sentence, and the last but one
+    words[-15] = "the"
+    assert read(join_words(words)).wrong == 2 * books.UNREAD
 
 
 def test_variety_sees_pairs():
