@@ -129,7 +129,9 @@ class Pane {
       word.className = [shown, state.mark?.[i] ?? ""].join(" ").trim();
       before = piece;
     });
-    this.why.textContent = last ? this.mistakes.map((one) => one.message).join("; ") : "";
+    const first = this.mistakes.slice(0, 8).map((one) => one.message).join("; ");
+    const more = this.mistakes.length > 8 ? "; ..." : "";
+    this.why.textContent = last ? first + more : "";
     if (pointed && pointed.pane === this) showTip(pointed);
     return this.mistakes;
   }
