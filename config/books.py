@@ -1,17 +1,18 @@
-"""Books, 1,024 tokens in which every fact can be counted: 9, 9, 33 and 24 minutes on one CPU core
-with AMX.
+"""Books, 1,024 tokens in which every fact can be counted: 9, 9, 33, 24 and 24 minutes on one CPU
+core with AMX.
 
     short="--block_size=256 --batch_size=8 --accumulation=1 --learning_rate=2e-3"
-    python train.py dfm config/books.py $short --iterations=2400 --out=out-books-a
-    python train.py dfm config/books.py $short --iterations=2600 --init_from=out-books-a/dfm.pt \
-        --out=out-books-b
-    python train.py dfm config/books.py --init_from=out-books-b/dfm.pt
+    python train.py dfm config/books.py $short --iterations=2400 --out=out-b1
+    python train.py dfm config/books.py $short --iterations=2600 --seed=2 --out=out-b2 \
+        --init_from=out-b1/dfm.pt
+    python train.py dfm config/books.py --init_from=out-b2/dfm.pt --out=out-b3
+    python train.py dfm config/books.py --iterations=1100 --seed=2 --init_from=out-b3/dfm.pt
     python train.py fsdfm config/books.py
+    python -m extras.matching --data=books --out=out-books --batch_size=8 --iterations=600
 
 A network learns to copy a name only where little of the text is noise, so times near 1 are drawn
-more often. Who has what by now is learned last: at 256 tokens, the beginnings of books, and in the
-second run. The DFM that was trained as long as both, of experiments/books.py, is one more run of
-1,100 iterations.
+more often. Who has what by now is learned last. The DFM that was trained as long as DFM and FS-DFM,
+of experiments/books.py, is one more run of 1,100 iterations.
 """
 
 from flow import generalized_kl, sample_path, spread_times

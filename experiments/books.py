@@ -4,11 +4,11 @@ number of steps, and against the distance to what a word must agree with.
     python experiments/books.py --out out-books       OUT/books.json, OUT/books.png
 
 The rungs are the DFM by the sampler of Meta's library, as published; by ours; a DFM trained as long
-as DFM and student together, where it has been put as OUT/longer.pt; and FS-DFM. A book has about
-322 facts. Of a sentence that cannot be read, all are wrong. ± is one standard error over books. Two
-rows are level if the 95% interval of their difference lies within 3.2 wrong facts, 1%. Variety is
-the entropy of every slot, and of every pair of slots, as a share of that of as many true books; the
-lowest. Before: data/books.py.
+as DFM and FS-DFM together, where it has been put as OUT/longer.pt; and the students. A book has
+about 322 facts. Of a sentence that cannot be read, all are wrong. ± is one standard error over
+books. Two rows are level if the 95% interval of their difference lies within 3.2 wrong facts, 1%.
+Variety is the entropy of every slot, and of every pair of slots, as a share of that of as many true
+books; the lowest. Before: data/books.py.
 """
 
 import sys
@@ -16,9 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # model.py is there
 
-from config.command import pick_device, stop  # before torch
+from config.command import parser_of, pick_device, stop  # before torch
 
-import argparse
 import json
 import os
 import random
@@ -34,7 +33,7 @@ from tqdm import tqdm
 from data import books
 from data.stories import bits, pick
 from eval import draw_texts, wilson
-from extras.samplers import euler
+from extras.samplers import euler, renoise
 from flow import generate
 from sample import load_model
 
@@ -43,6 +42,7 @@ RUNGS = {  # name: network, sampler, colour, marker
     "DFM": ("dfm", generate, "#0072b2", "o"),
     "DFM, trained as long": ("longer", generate, "#56b4e9", "^"),
     "FS-DFM": ("fsdfm", generate, "#d55e00", "s"),
+    "distribution matching": ("dmd", renoise, "#009e73", "D"),
 }
 FARTHEST = [16, 64, 256, 1024]  # of each group of distances, in words
 
@@ -127,9 +127,7 @@ def draw(rows):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("--rungs", nargs="+", choices=RUNGS, metavar="RUNG", help="(default: all there are)")
     add("--steps", type=int, nargs="+", default=[8, 16, 32, 64], help="(default: 8 16 32 64)")
