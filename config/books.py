@@ -1,5 +1,5 @@
-"""Books, 1,024 tokens in which every fact can be counted: 9, 9, 33, 24 and 24 minutes on one CPU
-core with AMX.
+"""Books, 1,024 tokens in which every fact can be counted: 9, 9, 33, 24, 24 and 36 minutes on one
+CPU core with AMX.
 
     short="--block_size=256 --batch_size=8 --accumulation=1 --learning_rate=2e-3"
     python train.py dfm config/books.py $short --iterations=2400 --out=out-b1
@@ -8,11 +8,11 @@ core with AMX.
     python train.py dfm config/books.py --init_from=out-b2/dfm.pt --out=out-b3
     python train.py dfm config/books.py --iterations=1100 --seed=2 --init_from=out-b3/dfm.pt
     python train.py fsdfm config/books.py
-    python -m extras.matching --data=books --out=out-books --batch_size=8 --iterations=600
+    python -m extras.matching --data=books --out=out-books --batch_size=8 --iterations=600 \
+        --noised_from=0
 
 A network learns to copy a name only where little of the text is noise, so times near 1 are drawn
-more often. Who has what by now is learned last. The DFM that was trained as long as DFM and FS-DFM,
-of experiments/books.py, is one more run of 1,100 iterations.
+more often. longer.pt of experiments/books.py is one more run of 1,100 iterations.
 """
 
 from flow import generalized_kl, sample_path, spread_times
@@ -22,6 +22,7 @@ batch_size, accumulation = 4, 2
 iterations = {"judge": 500, "dfm": 1500, "fsdfm": 600}[stage]
 learning_rate = {"judge": 5e-3, "dfm": 1.5e-3, "fsdfm": 1e-3}[stage]
 cooldown = 0.3
+sampler = "extras.samplers.renoise"  # words that were drawn too early are taken back
 
 
 def dfm_loss(model, x_1, largest_weight):

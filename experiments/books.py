@@ -3,12 +3,12 @@ number of steps, and against the distance to what a word must agree with.
 
     python experiments/books.py --out out-books       OUT/books.json, OUT/books.png
 
-The rungs are the DFM by the sampler of Meta's library, as published; by ours; a DFM trained as long
-as DFM and FS-DFM together, where it has been put as OUT/longer.pt; and the students. A book has
-about 322 facts. Of a sentence that cannot be read, all are wrong. ± is one standard error over
-books. Two rows are level if the 95% interval of their difference lies within 3.2 wrong facts, 1%.
-Variety is the entropy of every slot, and of every pair of slots, as a share of that of as many true
-books; the lowest. Before: data/books.py.
+The rungs are the DFM by the sampler of Meta's library, as published; by flow.jump; and by renoise
+(extras/samplers.py), as all that follow: a DFM trained as long as DFM and FS-DFM together, where it
+has been put as OUT/longer.pt, and the students. A book has about 322 facts. Of a sentence that
+cannot be read, all are wrong. ± is one standard error over books. Two rows are level if the 95%
+interval of their difference lies within 3.2 wrong facts, 1%. Variety is the entropy of every slot,
+and of every pair of slots, as a share of that of as many true books; the lowest.
 """
 
 import sys
@@ -39,9 +39,10 @@ from sample import load_model
 
 RUNGS = {  # name: network, sampler, colour, marker
     "DFM as published": ("dfm", euler, "#806000", "v"),
-    "DFM": ("dfm", generate, "#0072b2", "o"),
-    "DFM, trained as long": ("longer", generate, "#56b4e9", "^"),
-    "FS-DFM": ("fsdfm", generate, "#d55e00", "s"),
+    "DFM, by the jump": ("dfm", generate, "#cc79a7", "x"),
+    "DFM": ("dfm", renoise, "#0072b2", "o"),
+    "DFM, trained as long": ("longer", renoise, "#56b4e9", "^"),
+    "FS-DFM": ("fsdfm", renoise, "#d55e00", "s"),
     "distribution matching": ("dmd", renoise, "#009e73", "D"),
 }
 FARTHEST = [16, 64, 256, 1024]  # of each group of distances, in words

@@ -26,9 +26,8 @@ def summary(values):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("folders", nargs="+", help="of eval.json, one a seed")
     runs = [shares(folder) for folder in parser.parse_args().folders]
     print(f"right stories, {len(runs)} runs: mean ± standard error over runs (lowest to highest)")
