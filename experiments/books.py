@@ -112,18 +112,18 @@ def draw(rows):
                       [row["wrong_error"] for row in own], color=colour, marker=marker, label=name)
         for row in {row["steps"]: row for row in own if row["steps"] in (8, 1024)}.values():
             shares = [bad / max(1, n) for bad, n in row["by_distance"].values()]
-            right.plot(FARTHEST, shares, color=colour, marker=marker,
-                       linestyle="-" if row["steps"] == 8 else ":",
-                       label=f"{name}, {row['steps']:,} steps")
+            right.plot(FARTHEST, shares, "-" if row["steps"] == 8 else ":", color=colour,
+                       marker=marker)
     left.set(xscale="log", ylim=(0, None), xlabel="steps", title="wrong facts of a book",
              ylabel="wrong facts (lower is better)")
     left.set_xticks(ticks := sorted({row["steps"] for row in rows}), [f"{n:,}" for n in ticks])
     right.set(xscale="log", xlabel="words since it was said, at most", ylabel="share that is wrong",
-              title="does a word agree with what was said before?", ylim=(0, None))
+              title="does a word agree with what was said before?\n8 steps, dotted: 1,024",
+              ylim=(0, None))
     right.set_xticks(FARTHEST, [f"{n:,}" for n in FARTHEST])
+    left.legend()
     for axis in (left, right):
         axis.minorticks_off()
-        axis.legend()
     return figure
 
 
