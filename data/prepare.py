@@ -4,7 +4,7 @@
     python data/prepare.py books                      the same in 1,024 tokens, of books.py
     python data/prepare.py pydocs                     documentation of Python itself; no network
     python data/prepare.py mine --text a.txt b.txt    your own UTF-8 text, of any size
-    python data/prepare.py shakespeare                downloaded; also tinystories, openwebtext
+    python data/prepare.py shakespeare                downloaded; also tinystories
     python data/prepare.py fineweb-edu --shards 10    a billion of GPT-2's tokens, ready made
 
 A text is read in pieces, which are cut only where no token can cross. The tail of each file is held
@@ -20,9 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run this f
 from config.command import parser_of, stop  # before torch
 
 import ast
-import gzip
 import hashlib
-import io
 import json
 import os
 import platform
@@ -46,11 +44,10 @@ PIECE = 2**18  # characters that are read at a time
 
 HUB = "https://huggingface.co/datasets/%s/resolve/main/"
 SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/"
-TINY, WEB = HUB % "roneneldan/TinyStories", HUB % "stanford-cs336/owt-sample"
+TINY = HUB % "roneneldan/TinyStories" + "TinyStoriesV2-GPT4-"
 DOWNLOADS = {  # name: the training text, and the held-out one unless it is the tail of the first
     "shakespeare": [f"{SHAKESPEARE}input.txt"],
-    "tinystories": [f"{TINY}TinyStoriesV2-GPT4-{split}.txt" for split in ("train", "valid")],
-    "openwebtext": [f"{WEB}owt_{split}.txt.gz" for split in ("train", "valid")],
+    "tinystories": [f"{TINY}{split}.txt" for split in ("train", "valid")],
 }
 SHARDS = HUB % "kjj0/finewebedu10B-gpt2" + "finewebedu_{}_{:06}.bin"
 WORLDS = {  # what draws a text, its words, tokens of a row, texts to train on and held out
@@ -98,20 +95,19 @@ def docstrings(path):
 
 
 def read_file(path):
-    """Yields a UTF-8 file in pieces, compressed (.gz) or not."""
+    """Yields a UTF-8 file in pieces."""
     try:
-        with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
-            with io.TextIOWrapper(file, "utf-8-sig") as text:  # without a byte-order mark
-                while piece := text.read(PIECE):
-                    controls = len(re.findall(r"[\0-\x08]", piece))
-                    if 20 * controls > len(piece) + 20:  # UTF-16 without a mark
-                        raise UnicodeError
-                    yield piece
+        with open(path, encoding="utf-8-sig") as text:  # without a byte-order mark
+            while piece := text.read(PIECE):
+                controls = len(re.findall(r"[\0-\x08]", piece))
+                if 20 * controls > len(piece) + 20:  # UTF-16 without a mark
+                    raise UnicodeError
+                yield piece
     except UnicodeError:
         kind = "a .zip: unpack it" if zipfile.is_zipfile(path) else "not UTF-8 text: convert it"
         stop(f"{path} is {kind} first")
-    except (OSError, EOFError) as error:
-        stop(f"cannot read {path}: {getattr(error, 'strerror', None) or error}")
+    except OSError as error:
+        stop(f"cannot read {path}: {error.strerror}")
 
 
 def read_text(path, kind):
