@@ -4,9 +4,9 @@
     python experiments/ladder.py --steps 2 4 8 16 --num-samples 1024
 
 The first rung is the DFM with the sampler of Meta's library; each of the others changes the one
-before. Distribution matching (extras/matching.py) goes beyond the paper and starts from the DFM
-again; it has a rung where it has been trained. All rungs draw from the same seeds. Before: eval.py,
-extras/samplers.py.
+before. The last two go beyond the paper. Distribution matching (extras/matching.py) keeps renoise
+and starts from the DFM again; it has a rung where it has been trained. All rungs draw from the same
+seeds. Before: eval.py, extras/samplers.py.
 """
 
 import sys
@@ -34,6 +34,7 @@ RUNGS = [  # what it is, where its code stands, network, sampler
     ("+ scalar and forced move", "flow.jump", "dfm", uniform_grid),
     ("+ steps that shrink", "flow.time_grid", "dfm", generate),
     ("+ shortcut teacher: FS-DFM", "shortcut_target", "fsdfm", generate),
+    ("+ every word drawn anew", "samplers.renoise", "fsdfm", renoise),
     ("DFM + distribution matching", "matching_loss", "dmd", renoise),
 ]
 

@@ -7,7 +7,6 @@ import json
 import shutil
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -108,8 +107,8 @@ def test_eval_and_plot(tmp_path):
     assert right["fsdfm", 8, 1] > 0.5 > right["fsdfm", 1, 1]  # 0.91 and 0.0
     run("experiments/ladder.py", "--out", tmp_path, "--num-samples", 16)
     ladder = json.loads((tmp_path / "ladder.json").read_text())
-    assert [row["steps"] for row in ladder] == [4, 8] * 4  # no dmd.pt there: no such rung
-    assert ladder[-1]["right"] == right["fsdfm", 8, 1]  # the same stories
+    assert [row["steps"] for row in ladder] == [4, 8] * 5  # no dmd.pt there: no such rung
+    assert ladder[7]["right"] == right["fsdfm", 8, 1]  # the same stories
     (tmp_path / "dfm.csv").write_text("iteration,loss,validation_loss\n10,2,\n20,1,1.5\n")
     run("plot.py", "--out", tmp_path)
     for name in ("curve", "stories", "frontier", "ladder", "training"):
@@ -163,9 +162,3 @@ def test_an_unfinished_network_is_named(tmp_path):
     checkpoint = load_checkpoint("weights/fsdfm.pt")
     torch.save(checkpoint | {"iteration": 5}, tmp_path / "fsdfm.pt")
     assert "is not finished, 5 of 2000 iterations" in run("sample.py", "--out", tmp_path).stderr
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_full_disk_is_one_line():
-    script = "import config.command, torch; torch.save({'a': torch.zeros(9999)}, '/dev/full')"
-    assert "is the disk full?" in refusal("-c", script)
