@@ -34,12 +34,16 @@ if [ "$text" = books ]; then
     if [ ! -f data/books/meta.json ]; then
         python data/prepare.py books
     fi
-    set -- config/books.py --n_layer=8 --n_head=8 --dim=512 --cond_dim=128 --accumulation=1 --resume
+    size=(--n_layer=8 --n_head=8 --dim=512 --cond_dim=128 --accumulation=1 --resume)
     short=(--block_size=256 --batch_size=64 --iterations=3000)
-    python train.py dfm "$@" "${short[@]}" --out=$out-a
-    python train.py dfm "$@" "${short[@]}" --seed=2 --init_from=$out-a/dfm.pt --out=$out-b
-    python train.py dfm "$@" --init_from=$out-b/dfm.pt --batch_size=32 --iterations=8000 --out=$out
-    python train.py fsdfm "$@" --batch_size=32 --iterations=4000 --out=$out
+    who=(config/books.py config/books_names.py "${size[@]}" --seed=2)
+    set -- config/books.py "${size[@]}" --batch_size=32 --out=$out
+    python train.py dfm config/books.py "${size[@]}" "${short[@]}" --out=$out-a
+    python train.py dfm "${who[@]}" "${short[@]}" --init_from=$out-a/dfm.pt --out=$out-b
+    python train.py dfm "${who[@]}" --batch_size=32 --iterations=500 --init_from=$out-b/dfm.pt \
+        --out=$out-c
+    python train.py dfm "$@" --init_from=$out-c/dfm.pt --iterations=8000
+    python train.py fsdfm "$@" --iterations=4000
     python experiments/books.py --out $out --steps 1 2 4 8 16 32 64 1024
     exit
 fi

@@ -63,7 +63,6 @@ ema_decay = 0.97
 frequency_weight = 8.0  # of the frequency term
 anchor_weight = 0.15
 text_share = 0.3  # of the states x_t that are true texts on the path
-noised_from = 1.0  # s is drawn from this share of t on; for books 0 (docs/lab-notebook.md)
 save_every = 200
 seed = 1
 device = ""
@@ -197,7 +196,7 @@ def matching_loss(student, ema, dfm, auxiliary, x_1):
         x = flow.draw(p)  # (B, L)
 
     # 2. its text is noised to a time s, where f and a predict it
-    s = (noised_from * t).clamp(min=EARLIEST)
+    s = t.clamp(min=EARLIEST)
     s = s + (LATEST - s) * torch.rand_like(s)
     z = sample_path(x, s, student.config.vocab_size)
     with torch.no_grad():
