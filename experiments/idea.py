@@ -83,7 +83,8 @@ def draw_path(model, tokenizer, x_1, x_0, u):
 
 def draw_guess(model, tokenizer, x_1, x_0, u):
     """x_t, and under every token the words that are most probable in the text x_1 there."""
-    is_text, x_t = u < T, torch.where(u < T, x_1, x_0)
+    is_text = u < T
+    x_t = torch.where(is_text, x_1, x_0)
     with torch.no_grad():
         p = model(x_t, torch.tensor([T])).softmax(-1)[0]  # (L, V)
     figure, axis = words_axis(2.4)
@@ -104,7 +105,8 @@ def draw_guess(model, tokenizer, x_1, x_0, u):
 
 def draw_jump(model, tokenizer, x_1, x_0, u):
     """x_t, the probability that each token jumps in a step of size h, and x_{t+h}."""
-    is_text, x_t = u < T, torch.where(u < T, x_1, x_0)
+    is_text = u < T
+    x_t = torch.where(is_text, x_1, x_0)
     t, h = torch.tensor([T]), torch.tensor([H])
     with torch.no_grad():
         logits = model(x_t, t)

@@ -4,9 +4,8 @@
     python experiments/ladder.py --steps 2 4 8 16 --num-samples 1024
 
 The first rung is the DFM with the sampler of Meta's library; each of the others changes the one
-before. The last two go beyond the paper. Distribution matching (extras/matching.py) keeps renoise
-and starts from the DFM again; it has a rung where it has been trained. All rungs draw from the same
-seeds. Before: eval.py, extras/samplers.py.
+before. Distribution matching keeps renoise, starts from the DFM again, and has a rung where it has
+been trained. All rungs draw from the same seeds. Before: eval.py, extras/matching.py.
 """
 
 import sys

@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -162,3 +163,9 @@ def test_an_unfinished_network_is_named(tmp_path):
     checkpoint = load_checkpoint("weights/fsdfm.pt")
     torch.save(checkpoint | {"iteration": 5}, tmp_path / "fsdfm.pt")
     assert "is not finished, 5 of 2000 iterations" in run("sample.py", "--out", tmp_path).stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_one_line():
+    script = "import config.command, torch; torch.save({'a': torch.zeros(9999)}, '/dev/full')"
+    assert "is the disk full?" in refusal("-c", script)
