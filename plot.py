@@ -1,7 +1,7 @@
 """The pictures of what eval.py measured.
 
     python plot.py     OUT/eval.json -> OUT/curve.png, of stories OUT/stories.png, and where there
-                       are several temperatures OUT/frontier.png; each as SVG, too.
+                       are several temperatures OUT/frontier.png
                        OUT/ladder.json (experiments/ladder.py) -> OUT/ladder.png
                        OUT/*.csv -> OUT/training.png, also while train.py runs
 
@@ -234,9 +234,8 @@ def main():
     if logs:
         figures["training"] = draw_training(logs)
     for name, figure in figures.items():
-        figure.savefig(out / f"{name}.svg")
         figure.savefig(out / f"{name}.png", dpi=150)
-        print(f"wrote {out / name}.png, and as SVG")
+        print(f"wrote {out / name}.png")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ import random
 import re
 import sysconfig
 import urllib.request
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -104,8 +103,7 @@ def read_file(path):
                     raise UnicodeError
                 yield piece
     except UnicodeError:
-        kind = "a .zip: unpack it" if zipfile.is_zipfile(path) else "not UTF-8 text: convert it"
-        stop(f"{path} is {kind} first")
+        stop(f"{path} is not UTF-8 text: convert it first")
     except OSError as error:
         stop(f"cannot read {path}: {error.strerror}")
 
@@ -144,16 +142,12 @@ def prepare_text(arguments, source, kind, texts, held_out=None):
     """Writes data/NAME/ from texts, with a tokenizer that is learned from their training part.
 
     texts, held_out: functions that return an iterator of str, every time the same text. Without
-                     held_out it is the tail of each text, the part --validation of its characters.
+                     held_out it is the tail of each text, a tenth of its characters.
     """
     lengths = [sum(map(len, tqdm(text(), "reading", leave=False, delay=1))) for text in texts]
-    cuts = [n if held_out else int(n * (1 - arguments.validation)) for n in lengths]
-    length, cut = sum(lengths), sum(cuts)
-    if length < 1000 or cut == 0 or (cut == length and not held_out):
-        stop(f"the text is too short: {cut} characters to train on, {length - cut} to hold out. "
-             "Give more text, or hold out more of it: --validation")
-    if not any(piece.strip() for text in texts for piece in text()):
-        stop("the text has nothing but blanks")
+    cuts = [n if held_out else int(0.9 * n) for n in lengths]
+    if (length := sum(lengths)) < 1000:
+        stop(f"a text of {length} characters is too short: give 1,000 or more")
 
     def parts(starts, stops):
         for index, (text, start, end) in enumerate(zip(texts, starts, stops)):
@@ -282,7 +276,6 @@ def parse_arguments():
         "gpt2 for the other downloads, else bpe)")
     add("--tokens-of", metavar="NAME", help="use the tokens of this prepared text instead")
     add("--vocab-size", type=int, default=1024, help="of bpe or word, 257 to 65536 (1024)")
-    add("--validation", type=float, default=0.1, help="part of the text that is held out (0.1)")
     add("--shards", type=int, default=1,
         help="files of fineweb-edu, 100 million tokens each, 1 to 99 (1)")
     add("--overwrite", action="store_true", help="replace a text that has this name already")
@@ -292,12 +285,6 @@ def parse_arguments():
         stop(f"{name!r} is not a folder name")
     if name not in NAMES and not arguments.text:
         stop(f"there is no text {name}: use {', '.join(NAMES)}, or your own with --text FILE")
-    for path in arguments.text:
-        if not os.path.isfile(path):
-            kind = "a folder: name its files" if os.path.isdir(path) else "no file"
-            stop(f"{path} is {kind}")
-    if not 0 < arguments.validation < 1:
-        stop(f"--validation must be between 0 and 1, not {arguments.validation}")
     if not 257 <= arguments.vocab_size <= 65536 or not 1 <= arguments.shards <= 99:
         stop("--vocab-size must be 257 to 65536, and --shards 1 to 99")
     if (FOLDER / name / "meta.json").exists() and not arguments.overwrite:

@@ -3,11 +3,11 @@
     python experiments/bench.py                     at the size of config/stories.py
     python experiments/bench.py config/pydocs.py --block_size=256    any settings of train.py
 
-train.py runs here for one iteration of each stage, in a temporary folder. It leaves the networks,
-the optimizers and the loss, compiled or not, that it trains with, and these are measured. The two
-sides of a comparison run in turn in one process, so that their ratio means something on any
-machine. The seconds are this machine's, each the median of repeated runs after a warm-up. Prints a
-Markdown table; results are in docs/speed.md.
+train.py runs here for one iteration of the DFM and one of FS-DFM, in a temporary folder. It leaves
+the networks, the optimizers and the loss, compiled or not, that it trains with, and these are
+measured. The two sides of a comparison run in turn in one process, so that their ratio means
+something on any machine. The seconds are this machine's, each the median of repeated runs after a
+warm-up. Prints a Markdown table; results are in docs/speed.md.
 """
 
 import sys
@@ -119,22 +119,21 @@ def with_plain_attention(function):
         function()
 
 
-def compare_training(judge, dfm, fsdfm):
-    """Steps of the three stages, and of the DFM without what makes it fast."""
+def compare_training(dfm, fsdfm):
+    """Steps of the two stages, and of the DFM without what makes it fast."""
     device, amp = dfm.device, dfm.amp
-    steps = [partial(step, run, run.training_loss, amp) for run in (judge, dfm, fsdfm)]
-    compare("training step", device, judge=steps[0], DFM=steps[1])
-    seconds, _ = compare("training step", device, DFM=steps[1], FS_DFM=steps[2])
+    steps = [partial(step, run, run.training_loss, amp) for run in (dfm, fsdfm)]
+    seconds, _ = compare("training step", device, DFM=steps[0], FS_DFM=steps[1])
     part = "DFM's training step"
     if device.type == "cpu" and amp._enabled:  # in float32 there is no formula
-        sdpa = partial(with_plain_attention, steps[1])
-        compare(part, device, scaled_dot_product_attention=sdpa, formula=steps[1])
+        sdpa = partial(with_plain_attention, steps[0])
+        compare(part, device, scaled_dot_product_attention=sdpa, formula=steps[0])
     eager = partial(step, dfm, dfm.loss_of, amp)
     if amp._enabled:
         float32 = torch.autocast(device.type, enabled=False)
         compare(part, device, float32=partial(step, dfm, dfm.loss_of, float32), autocast=eager)
     if dfm.training_loss is not dfm.loss_of:
-        compare(part, device, eager=eager, compiled=steps[1])
+        compare(part, device, eager=eager, compiled=steps[0])
 
     # operations, of a network that is not compiled: torch.compile gives up under the counter
     with FlopCounterMode(display=False) as counter:
@@ -155,7 +154,7 @@ def main():
         print(__doc__)
         return
     with tempfile.TemporaryDirectory() as out:
-        runs = [train_once(stage, arguments, out) for stage in ("judge", "dfm", "fsdfm")]
+        runs = [train_once(stage, arguments, out) for stage in ("dfm", "fsdfm")]
         device = runs[0].device
         model, _ = load_model(f"{out}/fsdfm.pt", device)
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else (

@@ -10,7 +10,7 @@ rate at t, S = (1 - t - h) / (1 - t), and p = p(x_t):
     flow.jump   1 - S ** (1 - p)                   FS-DFM: rate averaged over the step, forced move
     averaged    (1 - S) (1 - p)                    the first alone; textbook Euler (Gat et al. 2024)
     euler       (1 - exp(-h r)) (1 - p)            Meta's flow_matching library: rate at t
-    renoise     no such rule: every token is new    for distribution matching, books
+    renoise     no such rule: every token is drawn  for distribution matching, books
 
 docs/results.md and docs/lab-notebook.md say what they are worth.
 """
@@ -46,17 +46,25 @@ def renoise_step(x_t, logits, t, h, last):
     return torch.where(is_text | last[:, None], x_1, torch.randint_like(x_t, logits.shape[-1]))
 
 
-def likeliest_last(step):
-    """`step`, but the last one takes the likeliest word of each place: nothing follows that could
-    correct an unlikely one."""
+REDRAWS = 32  # of a token on its way from noise to text, at most
 
-    def chosen(x_t, logits, t, h, last):
-        return torch.where(last[:, None], logits.argmax(-1), step(x_t, logits, t, h, last))
 
-    return chosen
+def renoise(model, x, steps, **options):
+    """flow.generate with renoise_step, but in more than REDRAWS steps the tokens that are drawn
+    anew are chosen at random, and the others jump. Drawn one at a time, given all others, they keep
+    the distribution of x_t (Gibbs sampling); all at once, they become the likeliest ones. The last
+    step takes the likeliest: nothing follows that could correct another."""
+
+    def step(x_t, logits, t, h, last):
+        x = renoise_step(x_t, logits, t, h, last)
+        if steps > REDRAWS:
+            chosen = torch.rand(x_t.shape, device=x_t.device) < REDRAWS / steps
+            x = torch.where(chosen, x, flow.jump(x_t, logits, t, h, last))
+        return torch.where(last[:, None], logits.argmax(-1), x)
+
+    return generate(model, x, steps, step=step, **options)
 
 
 euler = partial(generate, step=euler_step)
 averaged = partial(generate, step=averaged_step)
-renoise = partial(generate, step=likeliest_last(renoise_step))
 uniform_grid = partial(generate, power=1.0)  # that of the paper

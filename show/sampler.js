@@ -17,6 +17,7 @@ function randomNumbers(seed) {
   };
 }
 
+const REDRAWS = 32; // of a token, by renoise
 const kappa = (t) => t;
 const gridTime = (i, n, power) => 1 - (1 - i / n) ** power; // above 1: they shrink towards the end
 
@@ -65,24 +66,31 @@ class WebSampler {
   }
 
   // A token jumps with probability 1 - S ** (1 - p(x_t)), to another one; the last step draws all.
-  jump(p, t, h, last) {
-    const S = survival(t, h);
-    this.tokens = this.tokens.map((token, i) => {
-      const jumps = last || this.random() < 1 - S ** Math.max(0, 1 - p[i][token]);
-      if (!jumps) return token;
-      this.noise[i] = false;
-      const others = last ? p[i] : p[i].map((value, v) => (v === token ? 0 : value));
-      return drawFrom(others, this.random);
-    });
+  jumpToken(token, i, p, S, last) {
+    const jumps = last || this.random() < 1 - S ** Math.max(0, 1 - p[token]);
+    if (!jumps) return token;
+    this.noise[i] = false;
+    return drawFrom(last ? p : p.map((value, v) => (v === token ? 0 : value)), this.random);
   }
 
-  // Draws all of x_1 and noises it afresh to t + h. The last step takes the likeliest words.
-  renoise(p, t, h, last) {
+  jump(p, t, h, last) {
+    const S = survival(t, h);
+    this.tokens = this.tokens.map((token, i) => this.jumpToken(token, i, p[i], S, last));
+  }
+
+  // Draws x_1 and noises it afresh to t + h, of this share of the tokens; the others jump. The last
+  // step takes the likeliest words.
+  renoise(p, t, h, last, share = 1) {
     const V = this.network.config.vocab_size;
-    const share = last ? 1 : kappa(t + h);
-    this.tokens = this.tokens.map((_, i) => {
-      const text = last ? p[i].indexOf(Math.max(...p[i])) : drawFrom(p[i], this.random);
-      this.noise[i] = this.random() >= share;
+    const S = survival(t, h);
+    this.tokens = this.tokens.map((token, i) => {
+      if (last) {
+        this.noise[i] = false;
+        return p[i].indexOf(Math.max(...p[i]));
+      }
+      if (share < 1 && this.random() >= share) return this.jumpToken(token, i, p[i], S, last);
+      const text = drawFrom(p[i], this.random);
+      this.noise[i] = this.random() >= kappa(t + h);
       return this.noise[i] ? Math.floor(this.random() * V) : text;
     });
   }
@@ -95,7 +103,7 @@ class WebSampler {
     for (let i = 0; i < n; i++) {
       const h = time(i + 1) - time(i);
       const p = this.posterior(time(i), h);
-      this[this.network.renoise ? "renoise" : "jump"](p, time(i), h, i === n - 1);
+      this[this.network.renoise ? "renoise" : "jump"](p, time(i), h, i === n - 1, REDRAWS / n);
       this.keepGiven();
       yield { step: i + 1, tokens: this.tokens, noise: [...this.noise], p };
     }

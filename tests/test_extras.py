@@ -54,6 +54,14 @@ def test_renoise_draws_from_its_own_chain(steps):
     assert (texts_of(ExactNetwork(), samplers.renoise, 1, 9) == 4 * 3 + 2).all()
 
 
+def test_tokens_that_are_renoised_a_few_at_a_time_keep_the_distribution(monkeypatch):
+    exact = torch.from_numpy(TEXT.flatten())
+    monkeypatch.setattr(samplers, "REDRAWS", 2)
+    assert have_distribution(texts_of(ExactNetwork(), samplers.renoise, 64), exact)
+    monkeypatch.setattr(samplers, "REDRAWS", 64)
+    assert not have_distribution(texts_of(ExactNetwork(), samplers.renoise, 64), exact)
+
+
 def test_draws_by_blocks(monkeypatch):
     """Of 70 tokens, which are more than a block and no multiple of it."""
     monkeypatch.setattr(flow, "draw", flow.draw)  # importing extras/fast.py replaces it

@@ -172,7 +172,8 @@ def test_the_network_of_the_page_is_the_network(changes):
 def test_the_steps_of_the_page_have_the_right_probabilities():
     """20,000 steps from t = 0.5 to 0.75 of tokens that stand at 1, with posterior (.1 .2 .3 .4).
     S = 1/2, so a token jumps with probability 1 - 0.5 ** 0.8. Renoise keeps 3/4 of x_1 ~ p, and the
-    rest is any of 4 tokens; its last step takes the likeliest. Given tokens stay."""
+    rest is any of 4 tokens; its last step takes the likeliest. Of 2/5 of the tokens, the others
+    jump. Given tokens stay."""
     counts, texts = in_node(network_data(make_network()), """
         const n = 20000;
         const network = new Network(data);
@@ -181,16 +182,19 @@ def test_the_steps_of_the_page_have_the_right_probabilities():
         const p = Array.from({length: n}, () => [0.1, 0.2, 0.3, 0.4]);
         const sampler = new WebSampler(network, {seed: 5});
         network.config.vocab_size = 4;
-        report([["jump", "renoise"].flatMap((step) => [false, true].map((last) => {
+        const cases = [["jump", false], ["jump", true], ["renoise", false], ["renoise", true],
+                       ["renoise", false, 0.4]];
+        report([cases.map(([step, ...options]) => {
           sampler.tokens = Array.from({length: n}, () => 1);
-          sampler[step](p, 0.5, 0.25, last);
+          sampler[step](p, 0.5, 0.25, ...options);
           return [0, 1, 2, 3].map((v) => sampler.tokens.filter((w) => w === v).length / n);
-        })), texts]);""")
+        }), texts]);""")
     assert len(texts) == 4 and all((text[0], text[2]) == (3, 7) for text in texts)
     p = torch.tensor([0.1, 0.2, 0.3, 0.4])
     jumped = (1 - 0.5**0.8) * p / 0.8
     jumped[1] = 0.5**0.8
-    for shares, expected in zip(counts, (jumped, p, 0.75 * p + 0.25 / 4, torch.eye(4)[3])):
+    new = 0.75 * p + 0.25 / 4
+    for shares, expected in zip(counts, (jumped, p, new, torch.eye(4)[3], 0.4 * new + 0.6 * jumped)):
         error = (expected * (1 - expected) / 20_000).sqrt()
         assert ((torch.tensor(shares) - expected).abs() <= 4.5 * error).all()
 
