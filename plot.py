@@ -185,8 +185,8 @@ def draw_frontier(report):
     axis.set_xlabel(ENTROPY)
     axis.grid(alpha=0.25)
     figure.legend(loc="outside right upper", frameon=False, handlelength=5)
-    figure.suptitle("Of two networks the better has the lower line\n"
-                    f"{report['length']} tokens; beside each point: temperature")
+    axis.set_title("Of two networks the better has the lower line\n"
+                   f"{report['length']} tokens; beside each point: temperature", loc="left")
     return figure
 
 
