@@ -50,10 +50,9 @@ REDRAWS = 32  # of a token on its way from noise to text, at most
 
 
 def renoise(model, x, steps, **options):
-    """flow.generate with renoise_step, but in more than REDRAWS steps the tokens that are drawn
-    anew are chosen at random, and the others jump. Drawn one at a time, given all others, they keep
-    the distribution of x_t (Gibbs sampling); all at once, they become the likeliest ones. The last
-    step takes the likeliest: nothing follows that could correct another."""
+    """flow.generate with renoise_step. In more than REDRAWS steps some tokens, chosen at random,
+    are drawn anew, and the others jump: redrawn one at a time they keep the distribution of x_t
+    (Gibbs sampling), all at once they become alike. The last step takes the likeliest tokens."""
 
     def step(x_t, logits, t, h, last):
         x = renoise_step(x_t, logits, t, h, last)

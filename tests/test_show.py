@@ -194,7 +194,8 @@ def test_the_steps_of_the_page_have_the_right_probabilities():
     jumped = (1 - 0.5**0.8) * p / 0.8
     jumped[1] = 0.5**0.8
     new = 0.75 * p + 0.25 / 4
-    for shares, expected in zip(counts, (jumped, p, new, torch.eye(4)[3], 0.4 * new + 0.6 * jumped)):
+    expectations = jumped, p, new, torch.eye(4)[3], 0.4 * new + 0.6 * jumped
+    for shares, expected in zip(counts, expectations):
         error = (expected * (1 - expected) / 20_000).sqrt()
         assert ((torch.tensor(shares) - expected).abs() <= 4.5 * error).all()
 
