@@ -46,7 +46,7 @@ def renoise_step(x_t, logits, t, h, last):
     return torch.where(is_text | last[:, None], x_1, torch.randint_like(x_t, logits.shape[-1]))
 
 
-REDRAWS = 32  # of a token on its way from noise to text, at most
+REDRAWS = 32  # of a token from noise to text, on average; in fewer steps one in each
 
 
 def renoise(model, x, steps, **options):

@@ -17,7 +17,7 @@ function randomNumbers(seed) {
   };
 }
 
-const REDRAWS = 32; // of a token, by renoise
+const REDRAWS = 32; // of a token, by renoise, on average; in fewer steps one in each
 const kappa = (t) => t;
 const gridTime = (i, n, power) => 1 - (1 - i / n) ** power; // above 1: they shrink towards the end
 
