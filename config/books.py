@@ -1,17 +1,8 @@
-"""Books, 1,024 tokens in which every fact can be counted: 7, 8, 30, 9, 24 and 25 minutes on one
-CPU core with AMX.
+"""Books, 1,024 tokens in which every fact can be counted: `bash experiments/books.sh`.
 
-    short="--block_size=256 --batch_size=8 --accumulation=1 --learning_rate=2e-3"
-    who="config/books.py config/books_names.py --seed=2"
-    python train.py dfm config/books.py $short --iterations=2400 --out=out-b1
-    python train.py dfm $who $short --iterations=2600 --init_from=out-b1/dfm.pt --out=out-b2
-    python train.py dfm config/books.py --init_from=out-b2/dfm.pt --out=out-b3
-    python train.py dfm $who --iterations=400 --init_from=out-b3/dfm.pt --out=out-b4
-    python train.py dfm config/books.py --iterations=1100 --seed=2 --init_from=out-b4/dfm.pt
-    python train.py fsdfm config/books.py
-
-A network learns to copy a name only where little of the text is noise, so times near 1 are drawn
-more often. longer.pt of experiments/books.py is one more run of 1,100 iterations.
+A series of courses: of this loss, and of those in which names (config/books_names.py) or places
+(config/books_places.py) alone are noise. A network learns to copy a name only where little of the
+text is noise, so times near 1 are drawn more often.
 """
 
 from flow import generalized_kl, sample_path, spread_times

@@ -118,7 +118,7 @@ def run_file(settings, known, path):
     before = dict(settings)
     exec(compile(Path(path).read_text(), path, "exec"), settings)
     for name, value in settings.items():
-        plain = isinstance(value, (bool, int, float, str)) and not name.startswith("_")
+        plain = isinstance(value, (bool, int, float, str)) and name[0].islower()
         if name in known:
             settings[name] = of_the_same_type(value, before[name], f"{path}: {name}")
         elif plain and name not in before:

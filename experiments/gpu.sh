@@ -42,7 +42,9 @@ if [ "$text" = books ]; then
     python train.py dfm "${who[@]}" "${short[@]}" --init_from=$out-a/dfm.pt --out=$out-b
     python train.py dfm "${who[@]}" --batch_size=32 --iterations=500 --init_from=$out-b/dfm.pt \
         --out=$out-c
-    python train.py dfm "$@" --init_from=$out-c/dfm.pt --iterations=8000
+    python train.py dfm "${who[@]}" config/books_places.py --batch_size=32 --iterations=300 \
+        --init_from=$out-c/dfm.pt --out=$out-d
+    python train.py dfm "$@" --init_from=$out-d/dfm.pt --iterations=8000
     python train.py fsdfm "$@" --iterations=4000
     python experiments/books.py --out $out --steps 1 2 4 8 16 32 64 1024
     exit
