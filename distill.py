@@ -10,11 +10,11 @@ flow.jump, and one that ends at t + h = 1 draws x_1 ~ p:
     l3 = teacher(x_b, t + h/2)        x_c = jump(x_b, l3) from t + h/2 to t + h
     l4 = teacher(x_c, t + h)          target = (l1 + 2 l2 + 2 l3 + l4) / 6
 
-The paper calls it RK-4. The weights are those of Runge-Kutta, but the stages are random and each
-follows from the one before, so no order of accuracy is claimed. What does it teach? On average over
-the jumps, what an exact posterior predicts after them is what it predicts now (it is a martingale),
-so a mean of probabilities would teach next to nothing. A mean of *logits* is sharper, and x_b and
-x_c have jumped half a step further than the time at which they are read.
+The paper calls it RK-4. The weights are those of Runge-Kutta, but the jumps are random, and each
+starts where the one before ended, so no order of accuracy is claimed. What does it teach? Noise
+that has not jumped is still there at t + h/2, so the later predictions lean towards x_t, and tokens
+of one step can agree a little: even a mean of probabilities gains. A mean of *logits* is sharper,
+and gains more. x_b and x_c have jumped half a step further than the time they are read at.
 
 Sources: FS-DFM (arXiv 2509.20624), Frans et al. 2024. Before: flow.py. Read next: train.py.
 """
@@ -75,9 +75,9 @@ def distillation_loss(student, teacher, x_1, largest_weight=math.inf):
     the paper h = 1/1024 alone, for L = 1024.)
     """
     B, L = x_1.shape
-    n, t = sample_steps(B, SHARES)  # on the CPU: how many rows have the teacher is then known there
+    n, t = sample_steps(B, SHARES)  # on the CPU, so that k is known without waiting for a GPU
     k = int((n < L // 2).sum())  # rows [:k] have the teacher, rows [k:] the data loss
-    n, t = (v.to(x_1.device, non_blocking=True) for v in (n, t))  # a GPU is not waited for
+    n, t = (v.to(x_1.device, non_blocking=True) for v in (n, t))
     h, last = 1 / n, t + 1 / n == 1  # (B,) each; exact, since both are multiples of 1/1024
     x_t = sample_path(x_1, t, student.config.vocab_size)  # (B, L)
     logits = student(x_t, t, h)  # (B, L, V)

@@ -74,8 +74,9 @@ def wilson(right, n):
 @torch.no_grad()
 def perplexities(x, judge, pad=-1):
     """(N,): exp of the judge's mean nats of the tokens of each text x (N, L), but those of pad."""
+    known = x.clamp(max=judge.config.vocab_size - 1)  # ids of GPT-2's that only fill a vocabulary
     with autocast(x.device):
-        nll = torch.cat([next_token_nll(judge, part) for part in x.split(AT_A_TIME)])  # (N, L - 1)
+        nll = torch.cat([next_token_nll(judge, part) for part in known.split(AT_A_TIME)])
     counts = x[:, 1:] != pad
     return ((nll * counts).sum(-1) / counts.sum(-1).clamp(min=1)).exp().cpu()
 

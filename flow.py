@@ -3,9 +3,10 @@
     path       every token of x_t is, independently, that of the text x_1 with probability kappa(t),
                else noise x_0: a random token
     posterior  p(y) = softmax(logits(x_t, t, h)): the network's prediction of x_1
-    velocity   u(y | x) = kappa'(t) / (1 - kappa(t)) * (p(y) - [y = x]): the rate of jumps to y
+    rate       r(t) = kappa'(t) / (1 - kappa(t)): how often noise becomes text
+    velocity   u(y | x) = r(t) (p(y) - [y = x]): how often x jumps to y ([...] is 1 if true, else 0)
 
-The sampler starts from noise at t = 0 and takes steps from t to t + h until t = 1. The rate r grows
+The sampler starts from noise at t = 0 and takes steps from t to t + h until t = 1. The rate grows
 without bound as t -> 1: with its value at t, as in 1 - exp(-h r), too few tokens move in a large
 step. FS-DFM's own idea is the cumulative scalar, the rate averaged over the step:
 
@@ -13,8 +14,8 @@ step. FS-DFM's own idea is the cumulative scalar, the rate averaged over the ste
     P(jump) = 1 - exp(-h g (1 - p(x_t))) = 1 - S ** (1 - p(x_t))
     S       = (1 - kappa(t + h)) / (1 - kappa(t)), the share of the noise that is still noise
 
-A token that jumps goes to another token, y ~ p restricted to y != x_t. That move is forced, so a
-token moves at most once a step; toy.py compares other rules, extras/samplers.py has them as code.
+A token moves at most once a step, and one that jumps is forced to move: to y ~ p restricted to
+y != x_t. toy.py compares other rules, extras/samplers.py has them as code.
 
 Sources: Campbell et al. 2024, Gat et al. 2024 (discrete flow matching), Shaul et al. 2025
 (generalised KL), FS-DFM (arXiv 2509.20624, cumulative scalar; Wan et al. 2026, arXiv 2601.22519,
@@ -55,9 +56,10 @@ def generalized_kl(logits, x_1, x_t, t, largest_weight=math.inf):
 
         kappa' / (1 - kappa) * ([x_t = x_1] - p(x_t) - [x_t != x_1] log p(x_1))
 
-    logits (B, L, V); x_1, x_t (B, L); t (B,). Integrated over t it bounds -log p(x_1) from above.
-    With the weight clipped at largest_weight it is not a bound, but the best p is still the
-    posterior, and the few times near 1 do not outweigh all others.
+    logits (B, L, V); x_1, x_t (B, L); t (B,). Summed over the tokens, averaged over x_t and
+    integrated over t it is at least -log of the probability that the model writes x_1. With the
+    weight clipped at largest_weight it is no such bound, but the best p is still the posterior, and
+    the few times near 1 do not outweigh all others.
     """
     log_p = logits.float().log_softmax(-1)  # (B, L, V)
     log_p_1 = log_p.gather(-1, x_1[..., None]).squeeze(-1)  # (B, L)
@@ -104,8 +106,8 @@ def jump(x_t, logits, t, h, last=None):
     """One step of FS-DFM: x_t (B, L) at times t (B,) -> x_{t+h} (B, L), given logits (B, L, V).
 
     At t + h = 1 no noise may be left, S = 0, and nearly every token would move to another, also one
-    of which the network is 99% sure. So where `last` (B,) bool says that no step follows, x_1 ~ p
-    is drawn.
+    of which the network is 99% sure. So where `last` (B,) bool says that the step ends there,
+    x_1 ~ p is drawn.
     """
     last = torch.zeros_like(t, dtype=torch.bool) if last is None else last
     p = logits.float().softmax(-1)  # (B, L, V)

@@ -12,7 +12,7 @@ h is. One network that is told its step size: an idea of shortcut models (Frans 
 FS-DFM takes over.
 
     DFM, the many-step baseline    c = SiLU(E_t(t))
-    FS-DFM, the few-step student   c = SiLU(W2 SiLU(W1 [E_t(t), E_h(h)])), a W2 in every block
+    FS-DFM, the few-step student   c = SiLU(W1 [E_t(t), E_h(h)]), and SiLU(W2 c) in every block
     judge, which scores text       a causal mask; it reads text alone, so t = 1
 
 Sources: FS-DFM (arXiv 2509.20624), whose network follows SEDD (Lou et al. 2024); rotary positions

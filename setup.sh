@@ -1,4 +1,4 @@
-# Sourced from the root of the repository, by speedrun.sh and test.sh: makes .venv with the tested
+# Sourced by the other scripts, from the root of the repository: makes .venv with the tested
 # packages once, and puts it first on the PATH.
 
 python=""

@@ -1,4 +1,4 @@
-"""The whole method in a world of 16 texts, where every number is exact: python toy.py (NumPy only).
+"""The method in a world of 16 texts, where every number is exact: python toy.py (NumPy only).
 
 A text is 2 tokens over 4 symbols, and TEXT is the distribution of texts. Bayes' rule replaces the
 network, and matrix products replace samples. Each token of x_t is, with probability kappa(t) = t,
@@ -228,7 +228,7 @@ def print_teacher():
     rows["target, this draw"] = softmax(np.tensordot(WEIGHTS, logits, axes=1))
     rows["target, all draws"] = expected_target(state, t, h)
     print(f"\n\nOne target of the shortcut teacher: x_t = {TEXTS[state]}, t = {t}, h = {h}\n")
-    print(f"{'':24}token 1               token 2               entropy, nats")
+    print(f"{'':24}first token           second token          entropy, nats")
     for name, p in rows.items():  # (L, V)
         entropy = -(p * np.log(p)).sum(-1)  # (L,)
         print(f"{name:24}" + "   ".join(decimals(row) for row in (*p, entropy)))

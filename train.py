@@ -36,8 +36,8 @@ from model import Block, Config, next_token_nll, student_from
 from sample import load_checkpoint, network_of, printable
 
 # ------------------------------------------------------------------------------------------------
-# read_settings below runs a config file among these names, so it may define any of them anew: these
-# two functions, and all that is imported above
+# read_settings below runs a config file in this module, so it can replace any function that is
+# defined or imported above, as config/books.py does with dfm_loss
 
 
 def make_optimizers(model, weight_decay):
@@ -55,8 +55,8 @@ def make_optimizers(model, weight_decay):
     return optimizers
 
 
-def schedule(iteration, iterations, warmup, cooldown):
-    """The learning rate as a share of its peak: up, level, and down to 0 over the last part."""
+def learning_rate_share(iteration, iterations, warmup, cooldown):
+    """The learning rate as a share of its peak: up, level, down to 0 over the last part."""
     left = 1 - iteration / iterations
     return min((iteration + 1) / max(warmup, 1), 1, left / max(cooldown, 1e-9))
 
@@ -75,7 +75,7 @@ block_size = 128  # L, tokens of a text
 n_layer = 4
 n_head = 4
 dim = 128  # d
-cond_dim = 64  # c
+cond_dim = 64  # width of the embeddings of t and h
 dropout = 0.0
 position_scale = 0.07  # 0: rotary positions alone
 # optimization
@@ -296,7 +296,7 @@ bar = tqdm(range(start, iterations), f"training {stage}", iterations, initial=st
 began = time.perf_counter() - seconds
 total_loss, logged = torch.zeros((), device=device), start
 for iteration in bar:
-    lr = learning_rate * schedule(iteration, iterations, warmup, cooldown)
+    lr = learning_rate * learning_rate_share(iteration, iterations, warmup, cooldown)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr

@@ -6,6 +6,7 @@ can repair one line instead of a traceback, with exit status 2, and Ctrl-C a qui
 
 import argparse
 import ast
+import contextlib
 import difflib
 import errno
 import importlib
@@ -52,7 +53,9 @@ def report(kind, error, trace):
         traceback.print_exception(kind, error, trace)
     elif line:
         print(f"error: {line}", file=sys.stderr)
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a closed pipe
+            stream.flush()
     status = {KeyboardInterrupt: 130, BrokenPipeError: 141}.get(kind, 2 if line else 1)
     os._exit(status)  # sys.exit would lose the status here
 

@@ -4,7 +4,7 @@ torchrun: 8 of them share the 8 forward passes of an iteration, 6 those of the s
 from functools import partial
 
 import extras.fast  # draws from a large vocabulary
-from extras.paper import distillation_loss, make_optimizers, schedule, student_from
+from extras.paper import distillation_loss, learning_rate_share, make_optimizers, student_from
 
 Config = partial(Config, time_scale=1.0)
 architecture = "extras.published.Transformer"

@@ -3,7 +3,7 @@
     load_tokens(name)    data/NAME/, as prepare.py writes it
 
 train.bin and val.bin are uint16, memory-mapped, so that a text may be larger than the memory.
-meta.json describes them. Read next: tokenizer.py.
+meta.json describes them.
 """
 
 import json

@@ -6,25 +6,18 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 
 def pytest_addoption(parser):
     parser.addoption("--solutions", action="store_true", help="test solutions.py, not diffusion.py")
 
 
-def only_exercises(config):
-    paths = [Path(argument.split("::")[0]).resolve() for argument in config.args]
-    return all(HERE in (path, path.parent) for path in paths)
-
-
 def pytest_configure(config):
-    if only_exercises(config):
-        config.option.verbose = -1
-        config.option.reportchars = "N"  # no summary of failures
-        if config.option.tbstyle == "auto":  # a traceback only if one asks: --tb=short
-            config.option.tbstyle = "no"
+    config.option.verbose = -1
+    config.option.reportchars = "N"  # no summary of failures
+    if config.option.tbstyle == "auto":  # a traceback only if one asks: --tb=short
+        config.option.tbstyle = "no"
 
 
 @pytest.fixture
@@ -40,9 +33,8 @@ def pytest_runtest_makereport(item):
     result.get_result().answered_by = item.funcargs.get("mine")
 
 
-def pytest_report_teststatus(report, config):
-    if only_exercises(config):
-        return report.outcome if report.when == "call" else "", "", ""  # nothing but our line
+def pytest_report_teststatus(report):
+    return report.outcome if report.when == "call" else "", "", ""  # nothing but our line
 
 
 def pytest_runtest_logreport(report):

@@ -32,7 +32,7 @@ books=config/books.py
 names="$books config/books_names.py"
 places="$names config/books_places.py"
 short="--block_size=256 --batch_size=8 --accumulation=1 --learning_rate=2e-3"
-dfm() {  # dfm FOLDER SETTINGS: each course with a seed of its own, since a seed chooses the texts
+dfm() {  # dfm FOLDER SETTINGS
     python train.py dfm "${@:2}" --out="$1" --resume
 }
 dfm "$out/a" $books $short --iterations=2400 --seed="$seed"

@@ -70,7 +70,7 @@ def main():
     add("--seed", type=int, default=1, help="(default: 1)")
     add("--out", default="out-pydocs", help="folder of the checkpoints (default: out-pydocs)")
     add("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    parser.set_defaults(judge=None, data=None, sampler=None)
+    parser.set_defaults(judge=None, data=None)
     arguments = parser.parse_args()
     device = pick_device(arguments.device)
     judge, networks, tokenizer, meta, tokens = load_networks(arguments, device)

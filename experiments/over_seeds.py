@@ -7,15 +7,23 @@ Two runs of one recipe differ by more than the standard error of one run says, s
 judged by several seeds, none of which was used to choose a setting. Reads OUT/eval.json of eval.py.
 """
 
-import argparse
-import json
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # config is there
+
+from config.command import parser_of, stop
+
+import json
 from statistics import mean, stdev
 
 
 def shares(folder):
     """{(model, steps): right}, at temperature 1."""
-    rows = json.loads((Path(folder) / "eval.json").read_text())["rows"]
+    path = Path(folder) / "eval.json"
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    if not any("right" in row for row in rows):
+        stop(f"{path} has no right stories: it is written by `python eval.py --out {folder}`")
     return {(row["model"], row["steps"]): row["right"] for row in rows if row["temperature"] == 1}
 
 
@@ -26,8 +34,7 @@ def summary(values):
 
 
 def main():
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser = parser_of(__doc__)
     parser.add_argument("folders", nargs="+", help="of eval.json, one a seed")
     runs = [shares(folder) for folder in parser.parse_args().folders]
     print(f"right stories, {len(runs)} runs: mean ± standard error over runs (lowest to highest)")

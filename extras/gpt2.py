@@ -19,10 +19,9 @@ def large(device, tokenizer):
         network = AutoModelForCausalLM.from_pretrained("gpt2-large").float().to(device).eval()
     except (OSError, ValueError) as error:
         stop(f"gpt2-large cannot be loaded: {str(error).strip().splitlines()[0]}")
-    tokens = network.config.vocab_size
 
-    def judge(x, t):  # ids from 50,257 up only fill the vocabulary to a multiple of 64
-        return network(x.clamp(max=tokens - 1)).logits
+    def judge(x, t):
+        return network(x).logits
 
-    judge.config = Config(tokens, block_size=1024)
+    judge.config = Config(network.config.vocab_size, block_size=1024)
     return judge

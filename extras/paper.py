@@ -27,7 +27,7 @@ def make_optimizers(network, weight_decay):
     return [torch.optim.AdamW(network.parameters(), betas=(0.9, 0.95), weight_decay=weight_decay)]
 
 
-def schedule(iteration, iterations, warmup, cooldown=1.0):
+def learning_rate_share(iteration, iterations, warmup, cooldown=1.0):
     """Up, then a cosine down to a tenth, over all the rest."""
     if iteration < warmup:
         return (iteration + 1) / warmup

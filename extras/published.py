@@ -66,7 +66,7 @@ def convert(published, network, n_head=None, vocab_size=50257):
     rotary = published[network].get("rotary_emb.inv_freq")
     n_head = n_head or (HEADS.get(dim) if rotary is None else dim // (2 * len(rotary)))
     if n_head is None or rows not in (vocab_size, vocab_size + 1):
-        stop(f"its {network} has {rows} tokens and the width {dim}: give --n-head and --vocab-size")
+        stop(f"its {network} has {rows} tokens and the width {dim}: none of those published has")
     blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
     config = Config(
         rows, block_size=1024, n_layer=len(blocks), n_head=n_head, dim=dim,
@@ -86,8 +86,6 @@ def main():
     parser = parser_of(__doc__)
     parser.add_argument("file", help="a published .pth")
     parser.add_argument("out", type=Path, help="folder for dfm.pt and fsdfm.pt")
-    parser.add_argument("--n-head", type=int, help="attention heads, where the file has no table")
-    parser.add_argument("--vocab-size", type=int, default=50257, help="default: GPT-2's 50257")
     arguments = parser.parse_args()
     if not os.path.isfile(arguments.file):
         stop(f"there is no file {arguments.file}")
@@ -103,9 +101,8 @@ def main():
         stop(f"{arguments.out} has networks already: name another folder")
     arguments.out.mkdir(parents=True, exist_ok=True)
     for stage, name in found.items():
-        checkpoint = convert(published, name, arguments.n_head, arguments.vocab_size)
         path = arguments.out / f"{stage}.pt"
-        torch.save(checkpoint, f"{path}.new")
+        torch.save(convert(published, name), f"{path}.new")
         os.replace(f"{path}.new", path)
         print(f"{name} -> {path}")
 

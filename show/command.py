@@ -33,9 +33,6 @@ def parse_arguments():
     add("--live", action="store_true",
         help="the DFM and the first student write in the page: it has their weights")
     add("--gif", metavar="FILE", help="the race as a moving picture")
-    add("--pace", type=float, default=0.5,
-        help="of --race: seconds in which a step of the fastest runner is shown; 0 is the true "
-        "speed (default: 0.5)")
     add("--seed", type=int, default=1, help="of the noise (default: 1)")
     add("--out", default="out", help="folder of the checkpoints (default: out)")
     add("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
@@ -123,6 +120,6 @@ def main():
         write_gif(arguments.gif, runs, tokenizer)
         print(arguments.gif)
     if terminal:
-        runs = show_race(runners, run, count, tokenizer, arguments.pace, arguments.seed)
+        runs = show_race(runners, run, count, tokenizer, arguments.seed)
     if arguments.race is not None:
         print_end(runs, tokenizer, terminal)

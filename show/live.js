@@ -236,7 +236,7 @@ async function start() {
   guide();
   const labels = Object.fromEntries(data.runs.map((run) => [run.name, run.label]));
   const method = labels[data.live[1]] ?? data.live[1];
-  element("who").textContent = `Teacher: the DFM. Student: a copy of it, trained by ${method}.`;
+  element("who").textContent = `Teacher: the DFM. Student: a DFM, trained further by ${method}.`;
   readAddress();
   setPaused(still);
   for (const id of FIELDS.slice(1)) element(id).onchange = () => change();

@@ -254,8 +254,8 @@ def key_within(seconds):
 class Show:
     """What is on the screen, and when it was drawn."""
 
-    def __init__(self, runs, tokenizer, pace):
-        self.runs, self.tokenizer, self.clock = runs, tokenizer, Clock(runs, pace)
+    def __init__(self, runs, tokenizer):
+        self.runs, self.tokenizer, self.clock = runs, tokenizer, Clock(runs, pace=0.5)
         self.looked, self.drawn = time.perf_counter(), 0
 
     def draw(self):
@@ -280,7 +280,7 @@ class Show:
                 self.clock.back()
 
 
-def show_race(runners, run, count, tokenizer, pace, seed):
+def show_race(runners, run, count, tokenizer, seed):
     """Shows the race until the viewer quits. run(runner, seed, on_step) -> Run, and count(runs,
     seed) counts right stories. Returns the runs that are finished."""
     live = max(range(len(runners)), key=lambda i: runners[i][1])
@@ -289,7 +289,7 @@ def show_race(runners, run, count, tokenizer, pace, seed):
     def on_step(running):  # a long run is shown while it runs, a short one afterwards
         nonlocal show
         if running.steps > FEW_STEPS or running.finished:
-            show = show or Show([*others[:live], running, *others[live:]], tokenizer, pace)
+            show = show or Show([*others[:live], running, *others[live:]], tokenizer)
             show.until(running.seconds[-1])
 
     with contextlib.suppress(Quit), screen():
@@ -301,7 +301,7 @@ def show_race(runners, run, count, tokenizer, pace, seed):
                 tally = count(show.runs, seed)
                 seed += 1
             elif key == "r":
-                show = Show(show.runs, tokenizer, pace)
+                show = Show(show.runs, tokenizer)
             elif key == "b":
                 show.clock.back()
             show.until(show.clock.end())

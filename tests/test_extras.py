@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import distill
 import flow
 from data.tokenizer import Tokenizer, describe_words, learn_bpe
+from eval import perplexities
 from exact import ExactNetwork, Recorder, exact_bound, have_distribution, texts_of
 from extras import gpt2, infill, mask, matching, paper, samplers
 from model import student_from
@@ -308,7 +309,8 @@ def test_the_papers_recipe(monkeypatch):
     data_loss = flow.generalized_kl(logits, x_1, x_t, t, 3.0)
     torch.testing.assert_close(loss, torch.where(finest, data_loss, kl).mean())
     assert finest.float().mean() == pytest.approx(0.5, abs=0.1)
-    assert [paper.schedule(i, 1010, 10) for i in (10, 510, 1010)] == pytest.approx([1, 0.55, 0.1])
+    shares = [paper.learning_rate_share(i, 1010, 10) for i in (10, 510, 1010)]
+    assert shares == pytest.approx([1, 0.55, 0.1])
     dfm = random_network(vocab_size=6)
     ((group,),) = (o.param_groups for o in paper.make_optimizers(dfm, weight_decay=0.03))
     assert len(group["params"]) == len(list(dfm.parameters())) and group["weight_decay"] == 0.03
@@ -321,10 +323,12 @@ def test_the_papers_recipe(monkeypatch):
 def test_gpt2_as_the_judge(monkeypatch, capsys):
     """Ids beyond its vocabulary become its last one. Without the library: one line."""
     network = Recorder()
-    network.forward = lambda x: SimpleNamespace(logits=x)
+    network.forward = lambda x: SimpleNamespace(logits=network.table[x])
     auto = SimpleNamespace(from_pretrained={"gpt2-large": network}.__getitem__)
     monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(AutoModelForCausalLM=auto))
     judge = gpt2.large("cpu", {"kind": "gpt2"})
-    assert judge(torch.tensor([[0, 5, 6, 99]]), torch.ones(1)).tolist() == [[0, 5, 5, 5]]
+    filled, last = torch.tensor([[0, 5, 6, 63]]), torch.tensor([[0, 5, 5, 5]])
+    nll = F.cross_entropy(network.table[last[0, :-1]], last[0, 1:])
+    assert perplexities(filled, judge).item() == pytest.approx(nll.exp().item())
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert "pip install transformers" in refused(capsys, gpt2.large, "cpu", {"kind": "gpt2"})

@@ -321,7 +321,7 @@ def test_the_race_on_a_terminal(tmp_path):
     if process == 0:
         os.chdir(tmp_path)
         os.environ |= {"COLUMNS": "80", "LINES": "24"}
-        words = "--race dfm:40 fsdfm:2 --pace 0.5".split()
+        words = "--race dfm:40 fsdfm:2".split()
         os.execv(sys.executable, [sys.executable, ROOT / "sample.py", *words])
     written, keys = "", ["q", "r"]  # replay, then quit
     with open(master, "rb", buffering=0) as terminal, contextlib.suppress(OSError):  # its end

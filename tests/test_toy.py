@@ -1,5 +1,5 @@
 """Checks toy.py, the exact world of 16 texts, against second computations: the posterior and a step
-token by token, "averaged" by a matrix exponential, the teacher's mean in plain loops."""
+token by token, "averaged" by a matrix exponential."""
 
 import itertools
 import math
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import toy
-from toy import PRODUCT_OF_MARGINALS, RULES, TEXT, TEXTS, L, V, posterior, sampled_distribution
+from toy import PRODUCT_OF_MARGINALS, RULES, TEXT, V, posterior, sampled_distribution
 from toy import states, time_grid, token_path, total_variation, transition
 
 SOURCES = ("uniform", "mask")
@@ -112,14 +112,3 @@ def test_mask_source_is_mdlm(power):
     for n in (1, 2, 8, 64):
         both = (np.diff(time_grid(n, power)) ** 2).sum()
         assert error_of("mask", n, power=power) == pytest.approx(both * error_of("mask", 1))
-
-
-def test_the_expected_target_is_the_mean_over_draws():
-    x_t, expected = TEXTS.index((0, 2)), np.zeros((L, V))
-    to_a, to_b, to_c = toy.teacher_jumps(0.25, 0.5)
-    l1, l2, l3, l4 = (np.log(posterior("uniform", time)) for time in (0.25, 0.5, 0.5, 0.75))
-    for a, b, c in itertools.product(range(16), repeat=3):
-        odds = np.exp((l1[x_t] + 2 * l2[a] + 2 * l3[b] + l4[c]) / 6)
-        probability = to_a[x_t, a] * to_b[a, b] * to_c[b, c]
-        expected += probability * odds / odds.sum(1, keepdims=True)
-    np.testing.assert_allclose(toy.expected_target(x_t, 0.25, 0.5), expected, rtol=1e-10)
