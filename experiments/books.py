@@ -6,9 +6,8 @@ number of steps, and against the distance to what a word must agree with.
 The rungs are the DFM by the sampler of Meta's library, as published; by flow.jump; and by renoise
 (extras/samplers.py), as all that follow: a DFM trained as long as DFM and FS-DFM together, where it
 has been put as OUT/longer.pt, and the students. A book has about 322 facts. Of a sentence that
-cannot be read, all are wrong. ± is one standard error over books. Two rows are level if the 95%
-interval of their difference lies within 3.2 wrong facts, 1%. Variety is the entropy of every slot,
-and of every pair of slots, as a share of that of as many true books; the lowest.
+cannot be read, all are wrong. ± is one standard error over books. Variety is the entropy of every
+slot, and of every pair of slots, as a share of that of as many true books; the lowest.
 """
 
 import sys
@@ -101,8 +100,7 @@ def table(rows):
 
 
 def draw(rows):
-    """Left wrong facts against steps; right, of the fewest and the most steps that all have been
-    measured in, the share that is wrong against distance."""
+    """Left wrong facts against steps; right, in 8 and in 1,024 steps, what is wrong by distance."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
     for name, (_, _, colour, marker) in RUNGS.items():
         own = sorted((row for row in rows if row["rung"] == name), key=lambda row: row["steps"])
