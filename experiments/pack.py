@@ -3,9 +3,8 @@
     python experiments/pack.py     out-long/ -> weights/{judge,dfm,fsdfm,dmd}.pt, and a table
     python experiments/pack.py out-books weights/books
 
-The EMA is kept where there is one, and nothing that training alone needs. A student's fusers stay
-float32: every row has one large number, and int8 loses the others (weights/README.md has what int8
-costs). Before: show/page.py, which has the int8 format.
+The EMA is kept where there is one, and nothing that training alone needs. weights/README.md has what
+int8 costs. Before: show/page.py, which has the int8 format.
 """
 
 import sys
@@ -29,9 +28,7 @@ def pack(source, target, stage):
     """SOURCE/STAGE.pt -> TARGET/STAGE.pt. Its line of the table."""
     checkpoint, path = load_checkpoint(f"{source}/{stage}.pt"), f"{target}/{stage}.pt"
     packed = {name: checkpoint[name] for name in KEPT}
-    weights = checkpoint["ema"] or checkpoint["model"]
-    fusers = {name: weight for name, weight in weights.items() if "fuser" in name}
-    packed |= {"model": quantize(weights) | fusers, "ema": None}
+    packed |= {"model": quantize(checkpoint["ema"] or checkpoint["model"]), "ema": None}
     torch.save(packed, f"{path}.new")
     os.replace(f"{path}.new", path)
     cells = f"{checkpoint['iteration']:,} | {checkpoint['seconds'] / 60:.0f}"

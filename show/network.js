@@ -20,7 +20,7 @@ function readWeights(packed) {
     return part;
   };
   for (const { name, shape } of packed.tensors) {
-    if (shape.length !== 2) {
+    if (shape.length !== 2 || name.includes("fuser")) {
       weights[name] = floats(shape.reduce((a, b) => a * b, 1));
       continue;
     }

@@ -103,12 +103,13 @@ def quantize(weights):
         W[i, j] is about int8[i, j] scale[i]       scale[i] = max_j |W[i, j]| / 127
 
     {name: tensor} -> {name: {"int8": (m, n) int8, "scale": (m, 1) float32}}, or the float32 tensor
-    where it is a vector (biases, norms). sample.network_of reads them.
+    of a vector (biases, norms), and of a student's fusers: in each of their rows one number is
+    large, and the others would be lost. sample.network_of reads them.
     """
     quantized = {}
     for name, tensor in weights.items():
         tensor = tensor.detach().float().cpu()
-        if tensor.ndim == 2:
+        if tensor.ndim == 2 and "fuser" not in name:
             scale = tensor.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127  # (m, 1)
             tensor = {"int8": (tensor / scale).round().to(torch.int8), "scale": scale}
         quantized[name] = tensor
@@ -116,8 +117,7 @@ def quantize(weights):
 
 
 def network_data(model):
-    """Config, sampler and weights: matrices as int8 and scales, vectors as float32, one after the
-    other, in base64."""
+    """Config, sampler and weights as `quantize` has them, one after the other, in base64."""
     tensors, parts = [], []
     for name, value in quantize(model.state_dict()).items():
         arrays = list(value.values()) if isinstance(value, dict) else [value]
