@@ -44,4 +44,4 @@ dfm "$out" $books --iterations=1100 --seed="2$seed" --init_from="$out/e/dfm.pt"
 python train.py fsdfm $books --seed="$seed" --out="$out" --resume
 dfm "$out/f" $books --iterations=1100 --seed="3$seed" --init_from="$out/dfm.pt"
 cp "$out/f/dfm.pt" "$out/longer.pt"
-python experiments/books.py --out "$out" --steps 8 16 64
+python experiments/books.py --out "$out"
