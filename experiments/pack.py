@@ -3,8 +3,8 @@
     python experiments/pack.py     out-long/ -> weights/{judge,dfm,fsdfm,dmd}.pt, and a table
     python experiments/pack.py out-books weights/books
 
-The EMA is kept where there is one, and nothing that training alone needs. weights/README.md has what
-int8 costs. Before: show/page.py, which has the int8 format.
+The EMA is kept where there is one, and nothing that training alone needs. What int8 costs:
+weights/README.md. Before: show/page.py, which has the int8 format.
 """
 
 import sys
