@@ -74,9 +74,10 @@ def wilson(right, n):
 @torch.no_grad()
 def perplexities(x, judge, pad=-1):
     """(N,): exp of the judge's mean nats of the tokens of each text x (N, L), but those of pad."""
-    known = x.clamp(max=judge.config.vocab_size - 1)  # ids of GPT-2's that only fill a vocabulary
+    known = x.clamp(max=judge.config.vocab_size - 1)  # ids above GPT-2's fill V to a multiple of 64
     with autocast(x.device):
-        nll = torch.cat([next_token_nll(judge, part) for part in known.split(AT_A_TIME)])
+        parts = [next_token_nll(judge, part) for part in known.split(AT_A_TIME)]
+    nll = torch.cat(parts)  # (N, L - 1)
     counts = x[:, 1:] != pad
     return ((nll * counts).sum(-1) / counts.sum(-1).clamp(min=1)).exp().cpu()
 

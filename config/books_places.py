@@ -1,8 +1,8 @@
 """Where they go, for a course of books, after config/books_names.py: in 320 of 640 tokens, eight
 days of sixteen, nearly all places are noise. They come back after eight days.
 
-One network of three had not learned this of the middle round of eight, and no longer training
-taught it.
+Of three networks trained without this course one had not learned it of the middle round of eight,
+and more iterations of config/books.py did not teach it.
 """
 
 HIDDEN = [place for role in "pqrs" for place in books.VALUES[role]]
