@@ -7,7 +7,7 @@
     torchrun --nproc-per-node 8 train.py dfm config/paper_small.py
 
 Every name under "settings" can be given as --name=value, and a file of such assignments as well.
-Without a file it is config/stories.py: about 20 minutes on 2 CPU cores for all three. Ctrl-C saves
+Without a file it is config/stories.py: 10 to 15 minutes on 2 CPU cores for all three. Ctrl-C saves
 and ends; --resume goes on after that, or after any other interruption, and with more --iterations
 after the end (the learning rate is then that of the longer run). --init_from=FILE starts from the
 weights of another network, also on another text of the same tokens. Before: distill.py. Read next:

@@ -1,4 +1,4 @@
-"""Stories, in which mistakes can be counted: about 20 minutes on 2 CPU cores. The default."""
+"""Stories, in which mistakes can be counted: 10 to 15 minutes on 2 CPU cores. The default."""
 
 iterations = {"judge": 300, "dfm": 4000, "fsdfm": 1500}[stage]
 learning_rate = {"judge": 5e-3, "dfm": 4e-3, "fsdfm": 1.5e-3}[stage]

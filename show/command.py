@@ -28,7 +28,8 @@ def parse_arguments():
     add = parser.add_argument
     add("--race", nargs="*", metavar="MODEL:STEPS",
         help="the runners, side by side on the terminal (default: dfm:1024 dfm:4 dmd:4; of 100 "
-        "seeds 65 show the student right and the hurried teacher wrong, 6 the reverse)")
+        "seeds 65 show the student right and the hurried teacher wrong, 6 the reverse; of 64 "
+        "stories the student has more right ones with each)")
     add("--html", metavar="FILE", help="the race as a page for a browser")
     add("--live", action="store_true",
         help="the DFM and the first student write in the page: it has their weights")
