@@ -3,7 +3,7 @@ number of steps, and against the distance to what a word must agree with.
 
     python experiments/books.py --out out-books       OUT/books.json, OUT/books.png
 
-The rungs are the DFM by the sampler of Meta's library, as published; by flow.jump; and by renoise
+The rungs are the DFM by the sampler of Meta's library; by flow.jump; and by renoise
 (extras/samplers.py), as all that follow: a DFM trained as long as DFM and FS-DFM together, where it
 has been put as OUT/longer.pt, and the students. A book has about 322 facts. Of a sentence that
 cannot be read, all are wrong. ± is one standard error over books. Variety is the entropy of every
@@ -37,7 +37,7 @@ from flow import generate
 from sample import load_model
 
 RUNGS = {  # name: network, sampler, colour, marker
-    "DFM as published": ("dfm", euler, "#806000", "v"),
+    "DFM, Meta's sampler": ("dfm", euler, "#806000", "v"),
     "DFM, by the jump": ("dfm", generate, "#cc79a7", "x"),
     "DFM": ("dfm", renoise, "#0072b2", "o"),
     "DFM, trained as long": ("longer", renoise, "#56b4e9", "^"),

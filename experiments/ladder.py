@@ -33,7 +33,7 @@ RUNGS = [  # what it is, where its code stands, network, sampler
     ("+ scalar and forced move", "flow.jump", "dfm", uniform_grid),
     ("+ steps that shrink", "flow.time_grid", "dfm", generate),
     ("+ shortcut teacher: FS-DFM", "shortcut_target", "fsdfm", generate),
-    ("+ every word drawn anew", "samplers.renoise", "fsdfm", renoise),
+    ("+ renoise", "samplers.renoise", "fsdfm", renoise),
     ("DFM + distribution matching", "matching_loss", "dmd", renoise),
 ]
 

@@ -121,6 +121,6 @@ def test_the_command(tmp_path):
            "--num-samples", "2", "--device", "cpu"]
     print(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
     rows = json.loads((tmp_path / "books.json").read_text())
-    assert [row["rung"] for row in rows] == ["DFM as published", "DFM, by the jump", "DFM"]
+    assert [row["rung"] for row in rows] == ["DFM, Meta's sampler", "DFM, by the jump", "DFM"]
     assert all(row["wrong"] > 300 and row["right_books"] == 0 for row in rows)
     assert (tmp_path / "books.png").exists()
