@@ -39,7 +39,7 @@ import torch
 from tqdm import tqdm
 
 from data.stories import KINDS, can_check, parse, variety
-from data.tokenizer import PAD, Tokenizer
+from data.tokenizer import PAD
 from data.tokens import held_out, load_tokens
 from model import next_token_nll
 from sample import (
@@ -231,7 +231,7 @@ def load_networks(arguments, device):
     if len(lengths) > 1 or max(lengths) > judge.config.block_size:
         stop("judge and networks have texts of different lengths: name those of one --out")
     print("measuring", ", ".join(paths.values()))
-    return judge, networks, Tokenizer(meta["tokenizer"]), meta, tokens
+    return judge, networks, tokenizer, meta, tokens
 
 
 def load_judge(arguments, device):

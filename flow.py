@@ -12,7 +12,7 @@ step. FS-DFM's own idea is the cumulative scalar, the rate averaged over the ste
 
     g(t, h) = (1/h) * integral_t^{t+h} kappa'(s) / (1 - kappa(s)) ds = ln(1/S) / h
     P(jump) = 1 - exp(-h g (1 - p(x_t))) = 1 - S ** (1 - p(x_t))
-    S       = (1 - kappa(t + h)) / (1 - kappa(t)), the share of the noise that is still noise
+    S       = (1 - kappa(t + h)) / (1 - kappa(t)), share of the noise at t that is left at t + h
 
 A token moves at most once a step, and one that jumps is forced to move: to y ~ p restricted to
 y != x_t. toy.py compares other rules, extras/samplers.py has them as code.
@@ -105,9 +105,9 @@ def draw(p):
 def jump(x_t, logits, t, h, last=None):
     """One step of FS-DFM: x_t (B, L) at times t (B,) -> x_{t+h} (B, L), given logits (B, L, V).
 
-    At t + h = 1 no noise may be left, S = 0, and nearly every token would move to another, also one
-    of which the network is 99% sure. So where `last` (B,) bool says that the step ends there,
-    x_1 ~ p is drawn.
+    At t + h = 1 no noise may be left: S = 0, and every token would move to another, also one of
+    which the network is 99% sure. So where `last` (B,) bool says that the step ends there, x_1 ~ p
+    is drawn.
     """
     last = torch.zeros_like(t, dtype=torch.bool) if last is None else last
     p = logits.float().softmax(-1)  # (B, L, V)

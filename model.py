@@ -12,7 +12,7 @@ h is. One network that is told its step size: an idea of shortcut models (Frans 
 FS-DFM takes over.
 
     DFM, the many-step baseline    c = SiLU(E_t(t))
-    FS-DFM, the few-step student   c = SiLU(W1 [E_t(t), E_h(h)]), and SiLU(W2 c) in every block
+    FS-DFM, the few-step student   c = SiLU(W1 [E_t(t), E_h(h)]); each Modulation: SiLU(W2 c)
     judge, which scores text       a causal mask; it reads text alone, so t = 1
 
 Sources: FS-DFM (arXiv 2509.20624), whose network follows SEDD (Lou et al. 2024); rotary positions
@@ -135,7 +135,7 @@ class Attention(nn.Module):
 
 
 def attend(q, k, v, causal):
-    """softmax(q k^T / sqrt(head_dim)) v, each (B, heads, L, head_dim). The formula where PyTorch's
+    """softmax(q k^T / sqrt(head_dim)) v, each (B, heads, L, head_dim). Written out where PyTorch's
     own backward pass is slow, in bfloat16 on a CPU (docs/speed.md)."""
     slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled()
     if slow and not causal:

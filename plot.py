@@ -194,8 +194,7 @@ def draw_training(paths):
     """The losses that train.py writes to OUT/STAGE.csv, and on held-out text as points."""
     figure, axis = plt.subplots(figsize=(11, 5.4), layout="constrained")
     for path in paths:
-        table = csv.DictReader(path.read_text().splitlines())
-        rows = [row for row in table if row["iteration"]]
+        rows = list(csv.DictReader(path.read_text().splitlines()))
         held_out = [row for row in rows if row["validation_loss"]]
         for some, column, style in ((rows, "loss", "-"), (held_out, "validation_loss", "o")):
             x, y = ([float(row[name]) for row in some] for name in ("iteration", column))

@@ -152,9 +152,9 @@ torch.manual_seed(seed)
 path, checkpoint = f"{out}/{stage}.pt", None
 if resume and os.path.exists(path):
     checkpoint = load_fitting(path)
-    if checkpoint["settings"].get("data") != data:
-        stop(f"{path} was not trained on data/{data}: to go on with another text once it is "
-             f"finished, --init_from={path} and another --out")
+    if checkpoint["settings"].get("data") != data or "optimizers" not in checkpoint:
+        stop(f"{path} was not trained on data/{data}, or has no optimizers any more (weights/): "
+             f"to go on from it once it is finished, --init_from={path} and another --out")
     model = network_of(checkpoint, weights="model")
     if checkpoint["iteration"] >= iterations:
         print(f"{path} is finished ({checkpoint['iteration']} iterations)")
@@ -264,7 +264,7 @@ def open_log():
     name, rows = f"{out}/{stage}.csv", []
     if start and os.path.exists(name):
         before = list(csv.reader(open(name, newline="")))[1:]
-        rows = [row for row in before if row and int(row[0]) <= start]
+        rows = [row for row in before if int(row[0]) <= start]
     log = open(name, "w", buffering=1, newline="")
     csv.writer(log).writerows([COLUMNS, *rows])
     return csv.writer(log)

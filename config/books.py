@@ -1,7 +1,7 @@
 """Books, 1,024 tokens in which every fact can be counted: `bash experiments/books.sh`.
 
-A series of courses: of this loss, and of those in which names (config/books_names.py) or places
-(config/books_places.py) alone are noise. A network learns to copy a name only where little of the
+A series of courses: of this loss, and of those in which mostly names (config/books_names.py) or
+places (config/books_places.py) are noise. A network learns to copy a name only where little of the
 text is noise, so times near 1 are drawn more often.
 """
 

@@ -1,5 +1,5 @@
 """Who has what, for two courses of books, after config/books.py: in 64 of 256 tokens, about a day
-and a half, nearly all names and pronouns are noise, and all else is text.
+and a half, nearly all names and pronouns are noise and a few other words, and the rest is text.
 
 Under plain noise the names of a whole day are seldom hidden together while the rest can be read, so
 a network needs thousands of iterations more to learn that they follow from the days before.

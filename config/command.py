@@ -60,7 +60,8 @@ def report(kind, error, trace):
     os._exit(status)  # sys.exit would lose the status here
 
 
-sys.excepthook = report
+if not hasattr(sys, "ps1"):  # at a prompt of Python an error is not the end
+    sys.excepthook = report
 
 
 def parser_of(doc, **options):

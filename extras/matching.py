@@ -233,7 +233,7 @@ def start(place):
     checkpoint, source = None, load_checkpoint(f"{out}/dfm.pt")
     if resume and os.path.exists(path):
         checkpoint = load_checkpoint(path)
-        if checkpoint["settings"].get("data", data) != data:
+        if checkpoint["settings"].get("data") != data:
             stop(f"{path} was trained on another text than data/{data}: name its --data")
     meta, tokens = load_tokens(data)
     if source["tokenizer"] != meta["tokenizer"]:
@@ -280,7 +280,7 @@ def main():
     bar = tqdm(range(first, iterations), "training dmd", iterations, initial=first)
     for iteration in bar:
         torch.manual_seed(seed * 1_000_003 + iteration)
-        share = min((iteration + 1) / warmup, 1, 2 * (iterations - iteration) / iterations)
+        share = min((iteration + 1) / max(warmup, 1), 1, 2 * (iterations - iteration) / iterations)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * share * group["factor"]
         x_1 = texts(tokens["train"], meta["row"], L, batch_size).to(place)

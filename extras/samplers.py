@@ -8,9 +8,9 @@ another time grid. The rules of one step differ in P(a token changes), where r =
 rate at t, S = (1 - t - h) / (1 - t), and p = p(x_t):
 
     flow.jump   1 - S ** (1 - p)                   FS-DFM: rate averaged over the step, forced move
-    averaged    (1 - S) (1 - p)                    the first alone; textbook Euler (Gat et al. 2024)
+    averaged    (1 - S) (1 - p)                    no forced move; textbook Euler (Gat et al. 2024)
     euler       (1 - exp(-h r)) (1 - p)            Meta's flow_matching library: rate at t
-    renoise     no such rule: every token is drawn  for distribution matching, books
+    renoise     (draws every token anew)           for distribution matching and books
 
 docs/results.md and docs/lab-notebook.md say what they are worth.
 """
