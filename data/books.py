@@ -11,12 +11,10 @@ before: facts are counted by that distance.
 
     make_book(rng)          draws a book
     read(text)              its facts, each right or wrong, and its mistakes
-    log_probability(text)   ln P(text), exact
 
 Before: stories.py, whose templates these are. Read next: experiments/books.py.
 """
 
-import math
 from collections import Counter
 from functools import cache
 from typing import NamedTuple
@@ -162,7 +160,6 @@ class Reading(NamedTuple):
     facts: list
     mistakes: list  # wrong facts and wrong sentences, as Mistake, in their order
     wrong: int  # facts that are wrong, UNREAD for each wrong sentence
-    scenes: list  # the name of each sentence's scene, "" if no book has it
 
 
 def check(text):
@@ -196,7 +193,7 @@ def read(text):
     broken = sentence_mistakes(sentences, {i for i, _ in pairs}, len(SENTENCES), by_skeleton())
     wrong = len(mistakes) + UNREAD * len(broken)
     mistakes = sorted(mistakes + broken, key=lambda mistake: mistake.position)
-    return Reading(cast, facts, mistakes, wrong, [name for name, _ in found])
+    return Reading(cast, facts, mistakes, wrong)
 
 
 def facts_of(day, slots, cast, owner, said):
@@ -231,18 +228,3 @@ def facts_of(day, slots, cast, owner, said):
         if owns and name in ("begin", "night"):
             owner[x] = ROLE_OF.get(word, role)
     return facts
-
-
-# ------------------------------------------------------------------------------------------------
-# probability
-
-
-def log_probability(text):
-    """ln P(text) in nats; -inf if it is no right book."""
-    reading = read(text)
-    if reading.mistakes:
-        return -math.inf
-    choices = [len(values) for values in VALUES.values()] + [len(OTHER)] * len(THINGS)
-    choices += [len(EVENTS)] * DAYS
-    choices += [len(templates()[name]) for name in reading.scenes]
-    return -sum(map(math.log, choices))
