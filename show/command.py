@@ -59,8 +59,11 @@ def default_runners(out):
     """The contrast that is seen best. FS-DFM as the student is right where the teacher in as many
     steps is wrong with 27 of 100 seeds, and the reverse with 10."""
     dfm, dmd = (find_network(out, name) for name in ("dfm", "dmd"))
-    fits = all(map(os.path.exists, (dfm, dmd))) and (
-        load_checkpoint(dfm)["tokenizer"] == load_checkpoint(dmd)["tokenizer"])
+    fits = all(map(os.path.exists, (dfm, dmd)))
+    if fits:  # the same tokens, and as many
+        dfm, dmd = map(load_checkpoint, (dfm, dmd))
+        fits = (dfm["tokenizer"] == dmd["tokenizer"]
+                and dfm["config"]["block_size"] == dmd["config"]["block_size"])
     return ["dfm:1024", "dfm:4", f"{'dmd' if fits else 'fsdfm'}:4"]
 
 
@@ -72,8 +75,11 @@ def load_networks(names, out, device):
         networks[name], own = load_model(path, device)
         if networks[name].sampler not in (generate, renoise):
             stop(f"{path} writes in another way than by jumps or renoise: it cannot race")
-        if tokenizer and own.description != tokenizer.description:
-            stop(f"{path} has other tokens than {paths[names[0]]}: name runners that have the same")
+        first = networks[names[0]]
+        if tokenizer and (own.description != tokenizer.description
+                          or first.config.block_size != networks[name].config.block_size):
+            stop(f"{path} has other tokens than {paths[names[0]]}, or not as many: "
+                 "name runners that have the same")
         tokenizer = own
         spare_threads(networks[name])
     files = ", ".join(map(os.path.relpath, paths.values()))
