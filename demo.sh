@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# 4 steps beside 1,024, on one clock: with the networks of out/, and those of weights/ for each that
-# has not been trained.
+# 4 steps beside 1,024, on one clock: with the networks of out/, or those of weights/ if none has been
+# trained there.
 #
 #     bash demo.sh                     in the terminal
 #     bash demo.sh --html race.html    as a page; all flags of sample.py

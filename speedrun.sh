@@ -42,7 +42,7 @@ fi
 stages="dfm fsdfm"
 if [ "$data" = stories ]; then
     mkdir -p "$out"
-    cp weights/judge.pt "$out"  # which has been trained for longer than a run of this one would be
+    cp -n weights/judge.pt "$out"  # trained for longer than config/stories.py trains one
 else
     stages="judge $stages"
 fi

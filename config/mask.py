@@ -1,4 +1,4 @@
-"""Stories with the mask source, at the size of config/stories.py."""
+"""Stories with the mask source, in texts of 128 tokens."""
 
 from extras.mask import Config, dfm_loss, distillation_loss  # in the place of those of the core
 
