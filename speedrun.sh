@@ -42,7 +42,7 @@ fi
 stages="dfm fsdfm"
 if [ "$data" = stories ]; then
     mkdir -p "$out"
-    cp -n weights/judge.pt "$out"  # trained for longer than config/stories.py trains one
+    if [ ! -f "$out/judge.pt" ]; then cp weights/judge.pt "$out"; fi  # it was trained for longer
 else
     stages="judge $stages"
 fi
