@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# 4 steps beside 1,024, on one clock: with the networks of out/, or those of weights/ if none has been
-# trained there.
+# 4 steps beside 1,024, on one clock: with the networks of out/, or those of weights/ if it has no
+# student.
 #
 #     bash demo.sh                     in the terminal
 #     bash demo.sh --html race.html    as a page; all flags of sample.py

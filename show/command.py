@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from extras.samplers import renoise
 from flow import generate
-from sample import find_network, load_checkpoint, load_model, spare_threads
+from sample import WEIGHTS, find_network, load_model, spare_threads
 from show.race import on_terminal, print_end, show_race
 from show.run import LABELS, count_right, record
 
@@ -55,16 +55,16 @@ def parse_runner(text):
     return name, int(steps)
 
 
-def default_runners(out):
-    """The contrast that is seen best. FS-DFM as the student is right where the teacher in as many
-    steps is wrong with 27 of 100 seeds, and the reverse with 10."""
-    dfm, dmd = (find_network(out, name) for name in ("dfm", "dmd"))
-    fits = all(map(os.path.exists, (dfm, dmd)))
-    if fits:  # the same tokens, and as many
-        dfm, dmd = map(load_checkpoint, (dfm, dmd))
-        fits = (dfm["tokenizer"] == dmd["tokenizer"]
-                and dfm["config"]["block_size"] == dmd["config"]["block_size"])
-    return ["dfm:1024", "dfm:4", f"{'dmd' if fits else 'fsdfm'}:4"]
+def default_race(out):
+    """(runners, folder): the contrast that is seen best, among networks of one folder. It is
+    weights/ while the default one has no student. FS-DFM as the student is right where the teacher
+    in as many steps is wrong with 27 of 100 seeds, and the reverse with 10."""
+    def students(folder):
+        return [n for n in ("dmd", "fsdfm") if os.path.exists(os.path.join(folder, f"{n}.pt"))]
+
+    if os.path.normpath(out) == "out" and not students(out):
+        out = WEIGHTS
+    return ["dfm:1024", "dfm:4", f"{[*students(out), 'fsdfm'][0]}:4"], out
 
 
 def load_networks(names, out, device):
@@ -91,12 +91,15 @@ def main():
     """Records the runs, and shows them in every way that was asked for."""
     arguments = parse_arguments()
     terminal = arguments.race is not None and on_terminal()
-    runners = [parse_runner(text) for text in arguments.race or default_runners(arguments.out)]
+    texts, out = arguments.race, arguments.out
+    if not texts:
+        texts, out = default_race(out)
+    runners = [parse_runner(text) for text in texts]
     names = [name for name, _ in runners]
     student = next((name for name in names if name != "dfm"), "fsdfm")
     if arguments.live:
         names += ["dfm", student]
-    networks, tokenizer, files = load_networks(names, arguments.out, pick_device(arguments.device))
+    networks, tokenizer, files = load_networks(names, out, pick_device(arguments.device))
 
     def run(runner, seed, on_step=lambda run: None):
         name, steps = runner

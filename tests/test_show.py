@@ -23,8 +23,8 @@ from data.tokenizer import Tokenizer, describe_words, join_words, learn_bpe, spl
 from extras.samplers import renoise
 from flow import generate
 from model import Config, Transformer
-from sample import load_model, network_of, write
-from show.command import main
+from sample import WEIGHTS, load_model, network_of, write
+from show.command import default_race, main
 from show.page import grammar_data, network_data, page_data, pieces_of, quantize, write_page
 from show.race import Clock, paint, pane, picture
 from show.run import Run, conclusion, likelier_noise, record, statuses
@@ -290,6 +290,16 @@ def test_texts_page_and_picture(tmp_path, monkeypatch, capsys):
     page = Path("race.html").read_text()
     assert words in page and page.count('id="network-') == 2 and len(page) < 4_000_000
     assert Path("race.gif").read_bytes()[:6] == b"GIF89a"
+
+
+def test_the_default_race_is_of_one_folder(tmp_path, monkeypatch):
+    """Texts of out/ can have another length than those of weights/."""
+    monkeypatch.chdir(tmp_path)
+    Path("out").mkdir()
+    Path("out/dfm.pt").touch()
+    assert default_race("out") == (["dfm:1024", "dfm:4", "dmd:4"], WEIGHTS)
+    Path("out/fsdfm.pt").touch()
+    assert default_race("out") == (["dfm:1024", "dfm:4", "fsdfm:4"], "out")
 
 
 def test_bad_input(tmp_path, monkeypatch, capsys):
